@@ -1,0 +1,43 @@
+# Each target sets up what it needs on first use; nothing is installed outside this folder.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo up test lint bench clean
+
+demo: $(READY)
+	@$(BIN)/python -m taskyard.runner.demo
+
+up: $(READY)
+	@$(BIN)/taskyard up
+
+test: $(READY)
+	$(BIN)/pytest
+
+lint: $(READY) build/typing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/sqlfluff lint --processes 2 --disable-progress-bar sql
+	$(BIN)/python -m tests.plpgsql_check
+
+bench: $(READY)
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml
+	@echo "setting up .venv (once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Taskyard needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# The import name taskyard.runner for the type checker, which does not see through editable installs.
+build/typing:
+	@mkdir -p build/typing/taskyard
+	@ln -sfn ../../../runner build/typing/taskyard/runner
+	@ln -sfn ../../../sql build/typing/taskyard/sql

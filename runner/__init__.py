@@ -1,0 +1,1 @@
+"""The part of Taskyard that runs on the machine: server, agents, terminal."""

@@ -1,0 +1,1 @@
+"""Ways to run work: one file per provider."""

@@ -1,0 +1,235 @@
+"""Bring a database to the current schema, or take it out again.
+
+A fresh database gets sql/schema/ and sql/functions/; one that has an earlier schema gets the pending files of
+sql/migrations/ and then sql/functions/ again. Everything happens in one transaction, under one lock.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+import pgmq
+import psycopg
+from psycopg import Connection, sql
+from psycopg.rows import DictRow
+
+from .errors import TaskyardError
+
+OLDEST_SERVER = 150000
+BASELINE = 1  # the number of the schema that sql/schema/ had when the first migration was yet to be written
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What install() did: schema numbers before (None: nothing there) and after, and how pgmq got there."""
+
+    before: int | None
+    after: int
+    pgmq: str
+    search_path_set: bool
+
+
+def sql_folder() -> Traversable:
+    """The sql/ folder of this installation."""
+    return files("taskyard.sql")
+
+
+def _scripts(folder: Traversable, part: str) -> list[tuple[str, str]]:
+    found = [entry for entry in folder.joinpath(part).iterdir() if entry.name.endswith(".sql")]
+    return [(entry.name, entry.read_text(encoding="utf-8")) for entry in sorted(found, key=lambda entry: entry.name)]
+
+
+def _migrations(folder: Traversable) -> list[tuple[int, str, str]]:
+    if not folder.joinpath("migrations").is_dir():
+        return []
+    pending: list[tuple[int, str, str]] = []
+    for name, text in _scripts(folder, "migrations"):
+        match = re.fullmatch(r"(\d{4})_(\w+)\.sql", name)
+        if match is None:
+            raise TaskyardError(f"The migration {name} is not named NNNN_what_changes.sql.")
+        pending.append((int(match[1]), match[2], text))
+    return pending
+
+
+def schema_number(connection: Connection[DictRow]) -> int | None:
+    """The number of the schema in this database; None where there is none."""
+    row = connection.execute("select to_regclass('taskyard.schema_migrations') is not null as present").fetchone()
+    if not (row and row["present"]):
+        return None
+    row = connection.execute("select max(number) as number from taskyard.schema_migrations").fetchone()
+    return row["number"] if row else None
+
+
+def install(
+    connection: Connection[DictRow],
+    progress: Callable[[str], None] = lambda _: None,
+    folder: Traversable | None = None,
+) -> Installed:
+    """Install or upgrade. Repeating it changes nothing; two at once take turns.
+
+    `connection` is in autocommit mode and belongs to a login that may create schemas in this database and roles in
+    this server (CREATEROLE), or finds the taskyard roles there and is a member of taskyard_owner.
+    Raises TaskyardError.
+    """
+    folder = folder or sql_folder()
+    try:
+        with connection.transaction():
+            return _install(connection, progress, folder)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise TaskyardError(
+            f"This login may not install Taskyard here: {error.diag.message_primary}.",
+            "It needs CREATE on the database and CREATEROLE (or membership in taskyard_owner); superuser is not needed.",
+            error.sqlstate,
+        ) from error
+    except psycopg.errors.LockNotAvailable as error:
+        raise TaskyardError(
+            "Somebody holds a table of Taskyard for longer than 30 seconds.",
+            "End the long transaction (see pg_stat_activity) and run this again; nothing was changed.",
+            error.sqlstate,
+        ) from error
+
+
+def _install(connection: Connection[DictRow], progress: Callable[[str], None], folder: Traversable) -> Installed:
+    if connection.info.server_version < OLDEST_SERVER:
+        raise TaskyardError(
+            f"This server is PostgreSQL {connection.info.server_version // 10000}.",
+            "Taskyard needs 15 or newer.",
+            "TY009",
+        )
+    connection.execute("set local lock_timeout = '30s'")
+    connection.execute("set local client_min_messages = warning")
+    connection.execute("select pg_advisory_xact_lock(742199, 0)")
+    migrations = _migrations(folder)
+    newest = max([BASELINE, *(number for number, _, _ in migrations)])
+    before = schema_number(connection)
+    if before is not None and before > newest:
+        raise TaskyardError(
+            f"This database has schema {before} of a newer Taskyard; this one knows up to {newest}.",
+            "Upgrade taskyard on this host: pip install --upgrade taskyard",
+            "TY009",
+        )
+    progress("installing pgmq")
+    pgmq_from = _install_pgmq(connection)
+
+    if before is None:
+        progress("creating roles and tables")
+        (roles_name, roles), *schema = _scripts(folder, "schema")
+        if not roles_name.endswith("_roles.sql"):
+            raise TaskyardError("sql/schema/ does not begin with the roles.")
+        _run(connection, roles)
+        connection.execute("create schema taskyard authorization taskyard_owner")
+        _become_owner(connection)
+        for _, script in schema:
+            _run(connection, script)
+        _record(connection, newest, "fresh_install")
+    else:
+        _become_owner(connection)
+        for number, name, script in migrations:
+            if number > before:
+                progress(f"migrating to schema {number}")
+                _run(connection, script)
+                _record(connection, number, name)
+    progress("installing functions")
+    for _, script in _scripts(folder, "functions"):
+        _run(connection, script)
+    connection.execute("select taskyard._ensure_partitions()")
+    connection.execute("reset role")
+    _grant_pgmq(connection)
+    return Installed(before, newest, pgmq_from, _set_search_path(connection))
+
+
+def _become_owner(connection: Connection[DictRow]) -> None:
+    connection.execute("set local role taskyard_owner")
+    connection.execute("set local search_path = taskyard, pg_catalog, pg_temp")
+    # Functions name tables and functions of later files.
+    connection.execute("set local check_function_bodies = off")
+
+
+def _run(connection: Connection[DictRow], script: str) -> None:
+    connection.execute(script.encode())
+
+
+def _record(connection: Connection[DictRow], number: int, name: str) -> None:
+    connection.execute(
+        "insert into taskyard.schema_migrations (number, name, taskyard_version) values (%s, %s, %s)",
+        (number, name, version("taskyard")),
+    )
+
+
+def _install_pgmq(connection: Connection[DictRow]) -> str:
+    row = connection.execute("select to_regclass('pgmq.meta') is not null as present").fetchone()
+    source = "already there"
+    if not (row and row["present"]):
+        source = "as an extension" if _create_extension(connection) else "from the SQL of the pgmq package"
+        if source.startswith("from"):
+            connection.execute(pgmq.get_embedded_install_sql().encode())
+    return source
+
+
+def _create_extension(connection: Connection[DictRow]) -> bool:
+    row = connection.execute("select from pg_available_extensions where name = 'pgmq'").fetchone()
+    if row is None:
+        return False
+    try:
+        with connection.transaction():
+            connection.execute("create extension pgmq")
+    except psycopg.errors.InsufficientPrivilege:
+        return False  # only a superuser may, on this server
+    return True
+
+
+def _grant_pgmq(connection: Connection[DictRow]) -> None:
+    connection.execute("grant usage, create on schema pgmq to taskyard_owner")
+    connection.execute("grant all on all tables in schema pgmq to taskyard_owner")
+
+
+def _set_search_path(connection: Connection[DictRow]) -> bool:
+    """So that people write tasks, not taskyard.tasks. Returns False where the database is not ours to set."""
+    row = connection.execute(
+        """
+        select d.datname as name, pg_has_role(d.datdba, 'usage') as ours, x.path
+        from pg_database d
+        left join lateral (
+            select split_part(c, '=', 2) as path
+            from pg_db_role_setting s cross join lateral unnest(s.setconfig) c
+            where s.setdatabase = d.oid and s.setrole = 0 and c like 'search_path=%'
+        ) x on true
+        where d.datname = current_database()
+        """
+    ).fetchone()
+    assert row is not None
+    path = row["path"] or '"$user", public'
+    if "taskyard" in re.split(r"[\s,]+", path):
+        return True
+    if not row["ours"]:
+        return False
+    # Last: a table that people already have there keeps its name, and what they create goes where it went.
+    connection.execute(
+        sql.SQL("alter database {} set search_path = {}").format(
+            sql.Identifier(row["name"]), sql.SQL(f"{path}, taskyard")  # pyright: ignore[reportArgumentType]
+        )
+    )
+    return True
+
+
+def uninstall(connection: Connection[DictRow]) -> None:
+    """Drop the schema with all tasks. pgmq and the roles stay: other databases or queues may use them.
+
+    Raises TaskyardError where nothing is installed.
+    """
+    if schema_number(connection) is None:
+        raise TaskyardError("This database has no Taskyard.")
+    with connection.transaction():
+        connection.execute("select pg_advisory_xact_lock(742199, 0)")
+        connection.execute("set local role taskyard_owner")
+        connection.execute("drop schema taskyard cascade")
+        connection.execute("reset role")
+        row = connection.execute(
+            "select d.datname as name, pg_has_role(d.datdba, 'usage') as ours from pg_database d"
+            " where d.datname = current_database()"
+        ).fetchone()
+        if row and row["ours"]:
+            connection.execute(sql.SQL("alter database {} reset search_path").format(sql.Identifier(row["name"])))

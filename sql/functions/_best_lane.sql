@@ -1,0 +1,174 @@
+create or replace function _offers(p_runner bigint, p_route text[], p_pin text, p_model text)
+returns table (provider text, account text, model text)
+language sql stable
+as $$
+    select rp.provider, rp.account, coalesce(p_model, nullif(split_part(e.entry, ':', 2), ''))
+    from unnest(case when p_pin is null then p_route else array[p_pin] end) with ordinality e (entry, preference)
+    join taskyard.runner_providers rp
+        on rp.runner_id = p_runner and rp.provider = split_part(e.entry, ':', 1) and rp.state = 'ready'
+    join taskyard.providers p on p.name = rp.provider and p.paused_at is null
+    where not exists (
+        select from taskyard.provider_limits pl
+        where pl.provider = rp.provider
+            and pl.account in ('', rp.account)
+            and pl.model in ('', coalesce(p_model, split_part(e.entry, ':', 2)))
+            and pl.until > taskyard._now()
+    )
+    order by e.preference
+$$;
+comment on function _offers(bigint, text[], text, text) is
+'What of a route this runner can use right now, best first: offered, logged in, not paused, not cooling down. Inlined into its callers, so it pins no search_path.';
+
+-- The choice of a lane.
+--
+-- Candidates are a window of 24 lanes of that priority, from a random point of the ring of open lanes on; so
+-- the cost of a claim does not grow with the number of lanes. With up to 24 open lanes the choice is exact, with more it is
+-- the best of a fair sample. Further windows, then lower priorities, are looked at only while nothing was eligible.
+create or replace function _best_lane(p_runner bigint, p_labels text[], p_skip integer[]) returns lane_choice
+language plpgsql volatile
+as $$
+declare
+    c_window constant integer := 24;
+    c_last constant integer := 2147483647;
+    v_choice lane_choice;
+    v_priority integer := c_last;
+    v_lane integer;
+    v_rivals integer;
+    v_provider text;
+    v_account text;
+    v_model text;
+    v_start integer;
+    v_first integer;   -- how far the ring was seen from v_start to its end
+    v_second integer;  -- how far it was seen from its beginning to v_start
+    v_first_seen integer;
+    v_second_seen integer;
+    v_seen bigint;
+begin
+    loop
+        select max(o.priority) into v_priority from open_lanes o where o.priority < v_priority;
+        exit when v_priority is null;
+        v_start := (random() * 4294967290 - 2147483645)::integer;
+        v_first := v_start;
+        v_second := -2147483648;
+        loop
+            with ring as materialized (
+                (
+                    select o.lane_id, o.spin, 1 as lap from open_lanes o
+                    where o.priority = v_priority and o.spin > v_first
+                    order by o.spin limit c_window
+                )
+                union all
+                (
+                    select o.lane_id, o.spin, 2 as lap from open_lanes o
+                    where o.priority = v_priority and o.spin >= v_second and o.spin <= v_start
+                    order by o.spin limit c_window
+                )
+                limit c_window
+            ),
+            lane as materialized (
+                select l.id, l.scope, l.agent, l.returned, l.provider, l.model, a.route, a.max_concurrency as agent_max, s.max_concurrency as scope_max, s.weight
+                from ring
+                join lanes l on l.id = ring.lane_id
+                join agents a on a.name = l.agent
+                join scopes s on s.name = l.scope
+                where l.id <> all(p_skip)
+                    and a.paused_at is null
+                    and s.paused_at is null
+                    and l.requires <@ p_labels
+            )
+            select w.n, w.first_spin, w.second_spin, contest.rivals, best.*
+            into v_seen, v_first_seen, v_second_seen, v_rivals, v_lane, v_provider, v_account, v_model
+            from (
+                select count(*) as n, max(spin) filter (where lap = 1) as first_spin, max(spin) filter (where lap = 2) as second_spin
+                from ring
+            ) w
+            cross join (select count(distinct lane.scope)::integer as rivals from lane) contest
+            left join lateral (
+                select lane.id, offer.provider, offer.account, offer.model
+                from lane
+                cross join lateral (
+                    select * from _offers(p_runner, lane.route, lane.provider, lane.model) limit 1
+                ) offer
+                cross join lateral (
+                    -- The head of the lane, from the session's low-water mark on (see _mark).
+                    select h.position from (
+                        (select t.position from ready_tasks t where t.lane_id = lane.id and t.position > _mark(lane.id) order by t.position limit 1)
+                        union all
+                        (select t.position from ready_tasks t where t.lane_id = lane.id and t.position > 0 order by t.position limit 1)
+                    ) h limit 1
+                ) head
+                left join lateral (
+                    select count(*) as running from attempts x where x.scope = lane.scope and x.outcome is null
+                    having contest.rivals > 1 or lane.scope_max is not null
+                ) in_scope on true
+                where (lane.scope_max is null or in_scope.running < lane.scope_max)
+                    and (
+                        lane.agent_max is null
+                        or (select count(*) from attempts x where x.agent = lane.agent and x.outcome is null) < lane.agent_max
+                    )
+                order by in_scope.running::float8 / lane.weight nulls first, lane.returned desc, head.position
+                limit 1
+            ) best on true;
+
+            if v_lane is not null then
+                select l.id, l.exclusive, v_rivals, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, v_account, v_model, p.adapter, p.settings,
+                    a.command, a.result_format, a.system_prompt, a.tools, a.verify, a.timeout
+                into v_choice
+                from lanes l
+                join agents a on a.name = l.agent
+                join scopes s on s.name = l.scope
+                join providers p on p.name = v_provider
+                where l.id = v_lane;
+                return v_choice;
+            end if;
+            exit when v_seen < c_window;
+            if v_second_seen is null then
+                v_first := v_first_seen;
+            else
+                exit when v_second_seen >= v_start;
+                v_first := c_last;
+                v_second := v_second_seen + 1;
+            end if;
+        end loop;
+    end loop;
+    return null;
+end
+$$;
+comment on function _best_lane(bigint, text[], integer[]) is
+'The lane this runner should claim from now, or null. Order: priority, then the scope with fewest running per weight, then tasks that come back, then age.';
+
+create or replace function _check_lane(p_lane integer, p_runner bigint, p_labels text[]) returns lane_choice
+language plpgsql volatile
+as $$
+declare
+    v_choice lane_choice;
+begin
+    -- With the first entry of the route, which is nearly always the one. The concurrency limits are counted by _room.
+    select l.id, l.exclusive, 1, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, rp.account, coalesce(l.model, nullif(split_part(a.route[1], ':', 2), '')), p.adapter, p.settings,
+        a.command, a.result_format, a.system_prompt, a.tools, a.verify, a.timeout
+    into v_choice.lane_id, v_choice.exclusive, v_choice.rivals, v_choice.scope, v_choice.agent, v_choice.scope_max, v_choice.agent_max,
+        v_choice.provider, v_choice.account, v_choice.model, v_choice.adapter, v_choice.settings, v_choice.command, v_choice.result_format,
+        v_choice.system_prompt, v_choice.tools, v_choice.verify, v_choice.timeout
+    from lanes l
+    join agents a on a.name = l.agent
+    join scopes s on s.name = l.scope
+    left join runner_providers rp
+        on rp.runner_id = p_runner and rp.provider = coalesce(l.provider, split_part(a.route[1], ':', 1)) and rp.state = 'ready'
+    left join providers p
+        on p.name = rp.provider and p.paused_at is null
+        and not exists (
+            select from provider_limits pl
+            where pl.provider = rp.provider
+                and pl.account in ('', rp.account)
+                and pl.model in ('', coalesce(l.model, split_part(a.route[1], ':', 2)))
+                and pl.until > _now()
+        )
+    where l.id = p_lane and a.paused_at is null and s.paused_at is null and l.requires <@ p_labels;
+    if v_choice.provider is not null then
+        return v_choice;
+    end if;
+    return null; -- _best_lane looks at the rest of the route
+end
+$$;
+comment on function _check_lane(integer, bigint, text[]) is
+'The lane, if this runner may claim from it now with the first entry of its route.';

@@ -1,0 +1,25 @@
+create or replace function append_transcript(p_attempt bigint, p_events jsonb) returns integer
+language plpgsql volatile
+security definer
+set search_path = taskyard, pg_catalog, pg_temp
+as $$
+declare
+    v_count integer;
+begin
+    perform _require_role('taskyard_runner', 'write transcripts');
+    -- Shared with the row that ends the attempt: nothing is appended after its end.
+    perform from attempts where id = p_attempt and finished_at is null for key share;
+    if not found then
+        perform _lost(p_attempt);
+    end if;
+    insert into transcript (attempt_id, seq, at, kind, body, data)
+    select p_attempt, (e ->> 'seq')::integer, coalesce((e ->> 'at')::timestamptz, clock_timestamp()), e ->> 'kind', coalesce(e ->> 'body', ''), e -> 'data'
+    from jsonb_array_elements(p_events) e
+    on conflict do nothing;
+    get diagnostics v_count = row_count;
+    return v_count;
+end
+$$;
+comment on function append_transcript(bigint, jsonb) is
+'Adds events [{seq, at, kind, body, data}] to an attempt''s transcript and returns how many were new; sending a batch twice does no harm. Errors: TY005, TY006.';
+grant execute on function append_transcript(bigint, jsonb) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;

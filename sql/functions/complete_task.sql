@@ -1,0 +1,261 @@
+create or replace function complete_task(
+    p_attempt bigint,
+    p_outcome text default 'completed',
+    p_result jsonb default null,
+    p_error text default null,
+    p_exit_code integer default null,
+    p_evidence text default null,
+    p_usage jsonb default null,
+    p_session_id text default null,
+    p_retry_at timestamptz default null
+) returns text
+language plpgsql volatile
+security definer
+set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+declare
+    v_attempt attempts;
+    v_task bigint;
+    v_awaited boolean;
+    v_workspace text;
+    v_ending text := case when p_outcome = 'completed' then 'completed' end;
+    v_now timestamptz := _now();
+    v_done text; -- see claim_task
+begin
+    if not pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'taskyard_runner', 'usage') then
+        v_done := _require_role('taskyard_runner', 'complete tasks');
+    end if;
+    if current_setting('taskyard.claim_only', true) = 'on' then
+        v_done := set_config('synchronous_commit', 'on', true); -- claimed earlier in this very transaction
+    end if;
+    if p_outcome <> 'completed' then
+        select status into v_ending from outcome_policies where outcome = p_outcome;
+    end if;
+    if v_ending is null then
+        raise exception using
+            errcode = 'TY001',
+            message = format('There is no outcome "%s".', left(coalesce(p_outcome, 'null'), 100)),
+            hint = 'See: select outcome, meaning from outcome_policies;';
+    end if;
+    if pg_column_size(p_result) > 4194304 then
+        raise exception using
+            errcode = 'TY001',
+            message = 'The result is larger than 4 MB.',
+            hint = 'Keep the end of it, and leave the rest in the transcript or in a file.';
+    end if;
+
+    -- The fence: one row, ended once. Asked by finished_at, since "outcome is null" would invite the planner to the partial index of
+    -- live attempts, which it may believe to be empty.
+    update attempts
+    set outcome = p_outcome::attempt_outcome, finished_at = v_now, counted = false, exit_code = p_exit_code,
+        evidence = left(p_evidence, 20000)
+    where id = p_attempt and finished_at is null
+    returning task_id into v_task;
+    if v_task is null then
+        perform _lost(p_attempt);
+    end if;
+    if p_usage is not null or p_session_id is not null then
+        update attempts
+        set session_id = coalesce(p_session_id, session_id),
+            input_tokens = (p_usage ->> 'input_tokens')::bigint,
+            cached_tokens = (p_usage ->> 'cached_tokens')::bigint,
+            output_tokens = (p_usage ->> 'output_tokens')::bigint,
+            turns = (p_usage ->> 'turns')::integer,
+            cost_usd = (p_usage ->> 'cost_usd')::numeric,
+            model = coalesce(p_usage ->> 'model', model)
+        where id = p_attempt;
+    end if;
+
+    if v_ending = 'completed' then
+        v_done := pg_advisory_xact_lock(742101, hashint8(v_task)); -- see _lock_end; before the statement that looks for dependents
+        update tasks
+        set status = 'completed', attempt_id = null, result = p_result, error = null, finished_at = v_now
+        where id = v_task and attempt_id = p_attempt
+        returning workspace, exists (select from task_dependencies d where d.depends_on = v_task) into v_workspace, v_awaited;
+        if v_workspace is not null then
+            perform _free_workspace(v_task, v_workspace);
+        end if;
+        if v_awaited then
+            perform _settle_dependents(array[v_task]);
+        end if;
+        v_done := _announce('update', array[v_task], 'completed');
+        return 'completed';
+    end if;
+    select * into v_attempt from attempts where id = p_attempt;
+    return _end_badly(v_attempt, p_result, p_error, p_retry_at);
+end
+$$;
+comment on function complete_task(bigint, text, jsonb, text, integer, text, jsonb, text, timestamptz) is
+'Ends an attempt with an outcome of outcome_policies and returns the task''s new status. usage: {input_tokens, cached_tokens, output_tokens, turns, cost_usd, model}, each optional. retry_at: when a limit resets, as the provider said. Errors: TY001, TY005 (the attempt is lost: kill the work, write nothing), TY006.';
+grant execute on function complete_task(bigint, text, jsonb, text, integer, text, jsonb, text, timestamptz)
+to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
+
+create or replace function _lost(p_attempt bigint) returns void
+language plpgsql stable
+as $$
+declare
+    v_attempt attempts;
+begin
+    select * into v_attempt from attempts where id = p_attempt;
+    raise exception using
+        errcode = 'TY005',
+        message = case when v_attempt.id is null then format('There is no attempt %s.', p_attempt)
+            else format('Attempt %s of task %s is over (%s).', v_attempt.number, v_attempt.task_id, v_attempt.outcome)
+            end,
+        hint = 'Stop its work and write nothing; the task went on without it.',
+        detail = coalesce(nullif(v_attempt.evidence, ''), 'Only a running attempt can be written to.');
+end
+$$;
+comment on function _lost(bigint) is 'Raises TY005 with what became of the attempt.';
+
+create or replace function _end_badly(p_attempt attempts, p_result jsonb, p_error text, p_retry_at timestamptz) returns text
+language plpgsql volatile
+as $$
+declare
+    v_policy outcome_policies;
+    v_task tasks;
+    v_times integer;
+    v_counted boolean;
+    v_failures integer;
+    v_wait interval;
+    v_status task_status;
+    v_error text;
+begin
+    select * into strict v_policy from outcome_policies where outcome = p_attempt.outcome::text;
+    select * into v_task from tasks where id = p_attempt.task_id and attempt_id = p_attempt.id for no key update;
+    if not found then
+        raise exception 'attempt % was live but task % does not name it', p_attempt.id, p_attempt.task_id;
+    end if;
+    select count(*) into v_times from attempts
+    where task_id = p_attempt.task_id and outcome = p_attempt.outcome;
+    v_counted := v_policy.free_times is not null and v_times > v_policy.free_times;
+    v_failures := v_task.failure_count + v_counted::integer;
+    update attempts set counted = v_counted where id = p_attempt.id;
+
+    v_error := coalesce(p_error, format('Attempt %s: %s.', p_attempt.number, v_policy.meaning));
+    v_status := v_policy.status;
+    if v_task.cancel_requested_at is not null then
+        v_status := 'cancelled';
+        v_error := coalesce(v_task.cancel_reason, 'cancelled');
+    elsif v_status = 'queued'
+        and v_failures >= coalesce(v_task.max_attempts, (select max_attempts from agents where name = v_task.agent)) then
+        v_status := 'failed';
+    end if;
+    if v_status = 'queued' then
+        -- least() before the power, so that the hundredth try does not overflow; a fifth of jitter, so that a herd disperses.
+        v_wait := least(v_policy.backoff_cap, v_policy.backoff * (2 ^ least(v_times - 1, 30))) * (0.9 + 0.2 * random());
+    end if;
+    if v_policy.cools is not null then
+        perform _cool_down(
+            p_attempt.provider, case v_policy.cools when 'account' then p_attempt.account else '' end,
+            p_attempt.outcome::text, p_retry_at, p_attempt.evidence
+        );
+    end if;
+    perform _leave(v_task, p_attempt.id);
+    update tasks
+    set status = v_status, failure_count = v_failures, result = coalesce(p_result, result), error = v_error,
+        run_at = case when v_status = 'queued' then _now() + nullif(v_wait, interval '0') else run_at end
+    where id = v_task.id
+    returning status into v_status;
+    return v_status;
+end
+$$;
+comment on function _end_badly(attempts, jsonb, text, timestamptz) is 'Applies outcome_policies to a task whose attempt did not complete.';
+
+create or replace function _leave(p_task tasks, p_attempt bigint) returns void
+language plpgsql volatile
+as $$
+begin
+    -- Off the runner first, without triggers; where it goes from there is an ordinary transition with all its effects.
+    update tasks set status = 'waiting', attempt_id = null where id = p_task.id and attempt_id = p_attempt;
+    if p_task.workspace is not null then
+        perform _free_workspace(p_task.id, p_task.workspace);
+    end if;
+end
+$$;
+comment on function _leave(tasks, bigint) is 'Takes a task off its attempt.';
+
+create or replace function complete_tasks(p_attempts bigint[], p_results jsonb[] default null)
+returns table (attempt_id bigint, status text)
+language plpgsql volatile
+security definer
+set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+#variable_conflict use_column
+declare
+    v_ids bigint[];
+    v_done bigint[];
+    r record;
+begin
+    perform _require_role('taskyard_runner', 'complete tasks');
+    if current_setting('taskyard.claim_only', true) = 'on' then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
+    if p_results is not null and cardinality(p_results) <> cardinality(p_attempts) then
+        raise exception using
+            errcode = 'TY001',
+            message = 'There are not as many results as attempts.',
+            hint = 'Give one result per attempt, in the same order, or none at all.';
+    end if;
+    with ended as (
+        update attempts x
+        set outcome = 'completed', counted = false, finished_at = _now()
+        where x.id = any(p_attempts) and x.finished_at is null
+        returning x.id, x.task_id
+    ),
+    done as (
+        update tasks t
+        set status = 'completed', attempt_id = null, result = g.result, error = null, finished_at = _now()
+        from ended
+        left join unnest(p_attempts, p_results) g (attempt_id, result) on g.attempt_id = ended.id
+        where t.id = ended.task_id and t.attempt_id = ended.id
+        returning t.id, ended.id as attempt, t.workspace
+    )
+    select array_agg(done.id), array_agg(done.attempt) into v_ids, v_done from done;
+    if v_ids is not null then
+        for r in select t.id, t.workspace from tasks t where t.id = any(v_ids) and t.workspace is not null order by t.workspace loop
+            perform _free_workspace(r.id, r.workspace);
+        end loop;
+        perform _lock_end(v_ids, false);
+        if exists (select from task_dependencies where depends_on = any(v_ids)) then
+            perform _settle_dependents(v_ids);
+        end if;
+        perform _announce('update', v_ids, 'completed');
+    end if;
+    return query select a.id, case when a.id = any(v_done) then 'completed' else 'lost' end from unnest(p_attempts) a (id);
+end
+$$;
+comment on function complete_tasks(bigint[], jsonb[]) is
+'Completes many attempts at once. One row per attempt: completed, or lost where it was no longer the caller''s (stop its work). Errors: TY001, TY006.';
+grant execute on function complete_tasks(bigint[], jsonb[]) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
+
+create or replace function _cool_down(p_provider text, p_account text, p_window text, p_resets_at timestamptz, p_evidence text) returns void
+language plpgsql volatile
+as $$
+declare
+    v_old provider_limits;
+    v_level integer;
+    v_wait interval;
+begin
+    insert into provider_limits (provider, account, window_name) values (p_provider, p_account, p_window) on conflict do nothing;
+    select * into strict v_old from provider_limits
+    where provider = p_provider and account = p_account and model = '' and window_name = p_window
+    for no key update;
+    -- Attempts that were under way when the limit struck report it too; only a new strike after the cooldown raises the level.
+    v_level := case when p_resets_at is not null then 0 when v_old.until > _now() then v_old.level else v_old.level + 1 end;
+    v_wait := coalesce(
+        p_resets_at - _now(),
+        case v_level when 0 then interval '5 minutes' when 1 then interval '5 minutes' when 2 then interval '15 minutes' else interval '1 hour' end
+    );
+    v_wait := least(greatest(v_wait, interval '1 minute'), interval '8 days');
+    update provider_limits
+    set resets_at = coalesce(p_resets_at, resets_at), level = v_level, state = 'hot', evidence = left(p_evidence, 20000), observed_at = _now(),
+        until = case when p_resets_at is null and v_old.until > _now() then v_old.until else greatest(v_old.until, _now() + v_wait) end
+    where provider = p_provider and account = p_account and model = '' and window_name = p_window;
+end
+$$;
+comment on function _cool_down(text, text, text, timestamptz, text) is
+'No host claims for the account before until: the stated reset, else 5 minutes, 15 minutes, an hour in a row; from 1 minute to 8 days; never earlier than it was.';

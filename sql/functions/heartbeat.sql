@@ -1,0 +1,62 @@
+create or replace function heartbeat(p_runner bigint, p_attempts bigint[] default '{}', p_progress timestamptz[] default null)
+returns table (attempt_id bigint, directive text, detail text)
+language plpgsql volatile
+security definer
+set search_path = taskyard, pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    v_runner runners;
+    v_ours bigint[];
+    v_stray bigint;
+begin
+    perform _require_role('taskyard_runner', 'send heartbeats');
+    update runners set last_seen = _now()
+    where id = p_runner and gone_at is null
+    returning * into v_runner;
+    if not found then
+        raise exception using
+            errcode = 'TY007',
+            message = format('Runner %s is not registered any more.', p_runner),
+            hint = 'Stop its work and call register_runner() again.',
+            detail = coalesce((select gone_reason from runners where id = p_runner), 'It never was, in this database.');
+    end if;
+    -- Narrow and in place (HOT): no index knows lease_until.
+    with renewed as (
+        update attempts a set lease_until = _now() + v_runner.lease
+        where a.id = any(p_attempts) and a.runner_id = p_runner and a.finished_at is null
+        returning a.id
+    )
+    select coalesce(array_agg(id), '{}') into v_ours from renewed;
+    if p_progress is not null then
+        update attempts a set progress_at = x.at
+        from unnest(p_attempts, p_progress) x (id, at)
+        where a.id = x.id and a.finished_at is null and x.at is not null and a.progress_at is distinct from x.at;
+    end if;
+    -- Attempts that the runner does not know of: the answer to its claim was lost on the way.
+    for v_stray in
+        select a.id from attempts a
+        where a.runner_id = p_runner and a.outcome is null and a.lease_until < _now() and a.id <> all(p_attempts)
+    loop
+        perform _take_back(v_stray, 'the runner does not know of it');
+    end loop;
+    perform _tell_held();
+
+    return query
+    select x.id, 'lost', (select a.evidence from attempts a where a.id = x.id)
+    from (select unnest(p_attempts) except select unnest(v_ours)) x (id);
+    return query
+    select t.attempt_id, 'cancel', t.cancel_reason
+    from attempts a join tasks t on t.id = a.task_id
+    where a.id = any(v_ours) and t.cancel_requested_at is not null and t.attempt_id = a.id;
+    if v_runner.draining then
+        return query select null::bigint, 'drain', null::text;
+    end if;
+    if exists (select from ticker where until < _now() or runner_id = p_runner) then
+        return query select null::bigint, 'tick', null::text;
+    end if;
+end
+$$;
+comment on function heartbeat(bigint, bigint[], timestamptz[]) is
+'Renews a runner and all its leases and returns directives: lost (kill the work, write nothing), cancel, drain, tick (call tick() once a second). progress: when each attempt last showed output, in the same order. Errors: TY006, TY007 (register again).';
+grant execute on function heartbeat(bigint, bigint[], timestamptz[]) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;

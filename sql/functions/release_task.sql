@@ -1,0 +1,37 @@
+create or replace function release_task(p_attempt bigint, p_why text default 'released', p_delay interval default interval '0') returns text
+language plpgsql volatile
+security definer
+set search_path = taskyard, pg_catalog, pg_temp
+as $$
+declare
+    v_attempt attempts;
+    v_task tasks;
+    v_status task_status;
+begin
+    perform _require_role('taskyard_runner', 'release tasks');
+    if p_delay < interval '0' or p_delay > interval '30 days' then
+        raise exception using
+            errcode = 'TY001',
+            message = format('A delay of %s is out of range.', p_delay),
+            hint = 'Use nothing up to 30 days.';
+    end if;
+    update attempts set outcome = 'cancelled', finished_at = _now(), counted = false, evidence = left('released: ' || p_why, 20000)
+    where id = p_attempt and finished_at is null
+    returning * into v_attempt;
+    if not found then
+        perform _lost(p_attempt);
+    end if;
+    select * into v_task from tasks where id = v_attempt.task_id;
+    perform _leave(v_task, p_attempt);
+    update tasks
+    set status = case when cancel_requested_at is null then 'queued' else 'cancelled' end,
+        error = case when cancel_requested_at is null then error else cancel_reason end,
+        run_at = case when p_delay > interval '0' then _now() + p_delay else run_at end
+    where id = v_task.id
+    returning status into v_status;
+    return v_status;
+end
+$$;
+comment on function release_task(bigint, text, interval) is
+'Gives a task back unharmed: it uses up no attempt and is claimable again, after the delay if one is given. Returns its new status. Errors: TY001, TY005, TY006.';
+grant execute on function release_task(bigint, text, interval) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;

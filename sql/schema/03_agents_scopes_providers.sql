@@ -1,0 +1,160 @@
+create table providers (
+    name text primary key,
+    adapter text not null,
+    settings jsonb not null default '{}',
+    paused_at timestamptz,
+    paused_by text,
+    paused_reason text,
+    constraint providers_name_is_a_word check (name ~ '^[a-z0-9][a-z0-9_.-]{0,62}$')
+);
+comment on table providers is 'Ways to run work. A runner offers those whose adapter and tool it has (see runner_providers).';
+comment on column providers.adapter is 'The runner''s adapter that speaks to it.';
+comment on column providers.settings is 'Adapter settings, the same on every host.';
+comment on column providers.paused_at is 'Set by pause_provider(): nothing is claimed for this provider until resume_provider().';
+
+create table agents (
+    name text primary key,
+    description text,
+    route text[] not null default '{}',
+    command text[],
+    result_format text not null default 'text',
+    system_prompt text,
+    tools text[],
+    verify text,
+    timeout interval not null default interval '30 minutes',
+    max_attempts integer not null default 3,
+    max_concurrency integer,
+    paused_at timestamptz,
+    paused_by text,
+    paused_reason text,
+    constraint agents_name_is_a_word check (name ~ '^[a-z0-9][a-z0-9_.-]{0,62}$'),
+    constraint agents_route_has_no_gaps check (array_position(route, null) is null),
+    constraint agents_command_names_a_program check (cardinality(command) > 0 and command[1] <> '' and array_position(command, null) is null),
+    constraint agents_result_format_is_known check (result_format in ('text', 'json')),
+    constraint agents_timeout_in_range check (timeout > interval '0' and timeout <= interval '30 days'),
+    constraint agents_max_attempts_in_range check (max_attempts between 1 and 100),
+    constraint agents_max_concurrency_is_positive check (max_concurrency > 0)
+);
+comment on table agents is 'Kinds of worker. tasks.agent names one.';
+comment on column agents.route is 'Providers in order of preference, each "provider" or "provider:model". The first that a runner offers and that is not cooling down is used.';
+comment on column agents.command is 'Argument vector for the provider "command"; {task_id}, {attempt}, {workspace} and {model} are filled in. The prompt arrives on standard input.';
+comment on column agents.result_format is 'text: what the command prints is the result. json: it prints one JSON document, stored as such.';
+comment on column agents.timeout is 'Wall clock of one attempt, unless the task sets its own.';
+comment on column agents.max_attempts is 'Counted attempts before a task fails for good, unless the task sets its own.';
+comment on column agents.max_concurrency is 'Hard limit of attempts running at once in the whole fleet; null: none.';
+
+create table scopes (
+    name text primary key,
+    parent text references scopes (name) on update restrict on delete restrict,
+    may_read boolean,
+    may_write boolean,
+    may_execute boolean,
+    may_network boolean,
+    may_create_child boolean,
+    allowed_paths text[],
+    network_allow text[],
+    allowed_agents text[],
+    allowed_providers text[],
+    max_concurrency integer,
+    max_depth integer,
+    max_children integer,
+    weight integer not null default 1,
+    paused_at timestamptz,
+    paused_by text,
+    paused_reason text,
+    constraint scopes_name_is_a_path check (name ~ '^[a-z0-9][a-z0-9_./-]{0,99}$'),
+    constraint scopes_parent_is_another check (parent <> name),
+    constraint scopes_only_default_is_root check ((parent is null) = (name = 'default')),
+    constraint scopes_max_concurrency_is_positive check (max_concurrency > 0),
+    constraint scopes_max_depth_in_range check (max_depth between 0 and 100),
+    constraint scopes_max_children_in_range check (max_children >= 0),
+    constraint scopes_weight_in_range check (weight between 1 and 1000)
+);
+create index scopes_parent on scopes (parent);
+comment on table scopes is 'Projects or teams that tasks belong to; the unit of fairness, limits and pausing.';
+comment on column scopes.max_concurrency is 'Hard limit of attempts of this scope running at once in the whole fleet; null: none.';
+comment on column scopes.weight is 'Share of the runners when scopes compete: weight 2 runs twice as much as weight 1.';
+comment on column scopes.paused_at is 'Set by pause_scope(): nothing of this scope is claimed until resume_scope().';
+
+create table outcome_policies (
+    outcome text primary key,
+    status text not null,
+    free_times integer,
+    backoff interval not null default interval '0',
+    backoff_cap interval not null default interval '1 hour',
+    cools text,
+    meaning text not null,
+    constraint outcome_policies_status_is_known
+    check (status in ('completed', 'queued', 'failed', 'cancelled', 'waiting')),
+    constraint outcome_policies_cools_is_known check (cools in ('account', 'provider')),
+    constraint outcome_policies_backoff_in_range
+    check (backoff >= interval '0' and backoff_cap >= backoff and backoff_cap <= interval '30 days')
+);
+comment on table outcome_policies is 'What follows from each way an attempt can end. Edit a row to change the policy of the whole fleet.';
+comment on column outcome_policies.status is 'Where the task goes; queued means again, after the backoff, while attempts are left.';
+comment on column outcome_policies.free_times is 'So many endings of this kind per task use up no attempt; 0: every one counts; null: none ever counts.';
+comment on column outcome_policies.backoff is 'Wait before the next try; doubles with each ending of this kind up to backoff_cap, with a fifth of jitter.';
+comment on column outcome_policies.cools is 'Whom it cools down for every host: the account that was used, or the whole provider.';
+
+create table provider_limits (
+    provider text not null references providers (name) on update restrict on delete cascade,
+    account text not null default '',
+    model text not null default '',
+    window_name text not null default '',
+    used_percent numeric(5, 2),
+    resets_at timestamptz,
+    until timestamptz,
+    level integer not null default 0,
+    state text not null default 'hot',
+    evidence text,
+    observed_at timestamptz not null default now(),
+    primary key (provider, account, model, window_name),
+    constraint provider_limits_state_is_known check (state in ('hot', 'warm', 'open')),
+    constraint provider_limits_used_percent_in_range check (used_percent >= 0)
+);
+comment on table provider_limits is 'Limit windows of provider accounts. While until lies ahead, no host claims for that account.';
+comment on column provider_limits.account is 'The login that is limited; empty: the provider as a whole.';
+comment on column provider_limits.model is 'The model that is limited; empty: all of them.';
+comment on column provider_limits.resets_at is 'When the provider said the window resets; null where it did not say.';
+comment on column provider_limits.until is 'Cooling down until then. Only ever moved later while hot.';
+comment on column provider_limits.level is 'How often in a row no reset time was known: 5 minutes, then 15, then an hour.';
+
+create table runners (
+    id bigint generated always as identity primary key,
+    name text not null,
+    labels text[] not null default '{}',
+    slots integer not null,
+    version text not null,
+    lease interval not null,
+    login text not null,
+    locked boolean not null default false,
+    draining boolean not null default false,
+    registered_at timestamptz not null default now(),
+    last_seen timestamptz not null default now(),
+    lock_missed_at timestamptz,
+    gone_at timestamptz,
+    gone_reason text,
+    constraint runners_name_is_a_word check (name ~ '^[A-Za-z0-9][A-Za-z0-9_.@:-]{0,99}$'),
+    constraint runners_slots_in_range check (slots between 1 and 1000),
+    constraint runners_lease_in_range check (lease between interval '2 seconds' and interval '1 day')
+) with (fillfactor = 50);
+create unique index runners_name_is_live_once on runners (name) where gone_at is null;
+comment on table runners is 'Runner processes, one row per start. Liveness is last_seen and, on a direct connection, a session advisory lock.';
+comment on column runners.lease is 'How long its attempts outlive its last heartbeat.';
+comment on column runners.locked is 'It holds a session advisory lock, whose loss proves that its process or host is gone.';
+comment on column runners.draining is 'Finishes what it has and claims nothing more.';
+comment on column runners.gone_at is 'When it left or was given up; its attempts were taken back then.';
+
+create table runner_providers (
+    runner_id bigint not null references runners (id) on delete cascade,
+    provider text not null references providers (name) on update restrict on delete cascade,
+    account text not null default '',
+    state text not null default 'ready',
+    models text[],
+    detail text,
+    primary key (runner_id, provider),
+    constraint runner_providers_state_is_known check (state in ('ready', 'unauthenticated', 'missing'))
+);
+create index runner_providers_provider on runner_providers (provider);
+comment on table runner_providers is 'What each runner can run, and as whom.';
+comment on column runner_providers.account is 'The login used there; limits belong to it, on whatever host it is used.';

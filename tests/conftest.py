@@ -1,0 +1,157 @@
+"""Real servers and real databases: PostgreSQL 18 from the wheel and, where installed, Debian's 15."""
+
+import contextlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, LiteralString
+
+import psycopg
+import pytest
+from psycopg import Connection, sql
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import DictRow, dict_row
+
+from taskyard.runner.install import install
+from taskyard.runner.postgres import Cluster
+
+POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
+ROLES = ("viewer", "submitter", "runner", "admin")
+_numbers = itertools.count(1)
+
+
+def server_versions() -> list[str]:
+    """15 is left out where it is not installed, except in CI, where that is a failure."""
+    return ["18", "15"] if POSTGRES_15.exists() or os.environ.get("CI") else ["18"]
+
+
+@pytest.fixture(scope="session")
+def temporary_home() -> Iterator[Callable[[], Path]]:
+    """Makes folders that the server's account can enter (pytest's own are closed to it when tests run as root)."""
+    made: list[Path] = []
+
+    def make() -> Path:
+        home = Path(tempfile.mkdtemp(prefix="ty-"))
+        home.chmod(0o755)
+        made.append(home)
+        return home
+
+    yield make
+    for home in made:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def servers(temporary_home: Callable[[], Path]) -> Iterator[Callable[[str], Cluster]]:
+    """Starts the server of a major version once per session."""
+    started: dict[str, Cluster] = {}
+
+    def get(version: str) -> Cluster:
+        if version not in started:
+            with pytest.MonkeyPatch.context() as patch:
+                if version == "15":
+                    patch.setenv("TASKYARD_PG_BIN", str(POSTGRES_15))
+                cluster = Cluster(temporary_home())
+                cluster.start()
+            started[version] = cluster
+            with psycopg.connect(cluster.url("postgres", admin=True), autocommit=True) as admin:
+                admin.execute("alter system set fsync = off")
+                admin.execute("select pg_reload_conf()")
+                admin.execute("create database yard_template owner taskyard")
+            with psycopg.connect(cluster.url("yard_template"), autocommit=True, row_factory=dict_row) as owner:
+                install(owner)
+        return started[version]
+
+    yield get
+    for version, cluster in started.items():
+        with pytest.MonkeyPatch.context() as patch:
+            if version == "15":
+                patch.setenv("TASKYARD_PG_BIN", str(POSTGRES_15))
+            cluster.stop("immediate")
+
+
+@dataclass
+class Yard:
+    """A fresh database with Taskyard in it."""
+
+    cluster: Cluster
+    name: str
+    stack: contextlib.ExitStack
+
+    @property
+    def dsn(self) -> str:
+        """As the login that installed it (a taskyard_admin, not a superuser)."""
+        return self.cluster.url(self.name)
+
+    @property
+    def superuser_dsn(self) -> str:
+        return self.cluster.url(self.name, admin=True)
+
+    def connect(self, role: str | None = None, superuser: bool = False) -> Connection[DictRow]:
+        """A connection of its own, closed after the test; `role` is one of ROLES, taken with SET ROLE."""
+        connection = psycopg.connect(
+            self.superuser_dsn if superuser or role else self.dsn, autocommit=True, row_factory=dict_row
+        )
+        self.stack.callback(connection.close)
+        if role:
+            connection.execute(sql.SQL("set role {}").format(sql.Identifier(f"taskyard_{role}")))
+        return connection
+
+    def login(self, name: str, role: str) -> str:
+        """Make a login role that is granted one of ROLES; returns its connection string."""
+        with psycopg.connect(self.superuser_dsn, autocommit=True) as admin:
+            login = f"{name}_{self.name}"
+            admin.execute(sql.SQL("create role {} login password 'secret'").format(sql.Identifier(login)))
+            admin.execute(
+                sql.SQL("grant {} to {}").format(sql.Identifier(f"taskyard_{role}"), sql.Identifier(login))
+            )
+        return make_conninfo(self.dsn, user=login, password="secret")
+
+
+@pytest.fixture(params=server_versions())
+def yard(request: pytest.FixtureRequest, servers: Callable[[str], Cluster]) -> Iterator[Yard]:
+    """A fresh database on each server version."""
+    yield from _fresh(servers(request.param))
+
+
+@pytest.fixture
+def yard18(servers: Callable[[str], Cluster]) -> Iterator[Yard]:
+    """A fresh database on the embedded server, for tests of what is not SQL."""
+    yield from _fresh(servers("18"))
+
+
+def _fresh(cluster: Cluster) -> Iterator[Yard]:
+    name = f"yard_{next(_numbers)}"
+    with psycopg.connect(cluster.url("postgres", admin=True), autocommit=True) as admin:
+        admin.execute(sql.SQL("create database {} template yard_template owner taskyard").format(sql.Identifier(name)))
+        admin.execute(
+            sql.SQL('alter database {} set search_path = "$user", public, taskyard').format(sql.Identifier(name))
+        )
+        with contextlib.ExitStack() as stack:
+            yield Yard(cluster, name, stack)
+        admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def db(yard: Yard) -> Connection[DictRow]:
+    """A connection to the fresh database as its owner."""
+    return yard.connect()
+
+
+def value(connection: Connection[DictRow], query: LiteralString, *parameters: Any) -> Any:
+    """The first column of the first row."""
+    row = connection.execute(query, parameters or None).fetchone()
+    return next(iter(row.values())) if row else None
+
+
+def column(connection: Connection[DictRow], query: LiteralString, *parameters: Any) -> list[Any]:
+    """The first column of all rows."""
+    return [next(iter(row.values())) for row in connection.execute(query, parameters or None)]
+
+
+def rows(connection: Connection[DictRow], query: LiteralString, *parameters: Any) -> list[DictRow]:
+    return list(connection.execute(query, parameters or None))
