@@ -29,7 +29,6 @@ KEEPALIVES: dict[str, Any] = {
 }
 
 
-
 @dataclass(frozen=True)
 class Database:
     """Where to connect: a libpq connection string, what named it, and the embedded server if it is that one."""
@@ -90,7 +89,10 @@ def connect(dsn: str, application: str = "taskyard") -> Connection[DictRow]:
 async def connect_async(dsn: str, application: str, prepare: bool = True) -> AsyncConnection[DictRow]:
     """Like connect(), for the runner. `prepare` is off behind a transaction pooler. Raises psycopg.OperationalError."""
     connection = await AsyncConnection[DictRow].connect(
-        conninfo(dsn, application), autocommit=True, row_factory=dict_row, prepare_threshold=2 if prepare else None
+        conninfo(dsn, application),
+        autocommit=True,
+        row_factory=dict_row,
+        prepare_threshold=2 if prepare else None,
     )
     if prepare:
         await connection.execute(

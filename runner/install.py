@@ -209,7 +209,8 @@ def _set_search_path(connection: Connection[DictRow]) -> bool:
     # Last: a table that people already have there keeps its name, and what they create goes where it went.
     connection.execute(
         sql.SQL("alter database {} set search_path = {}").format(
-            sql.Identifier(row["name"]), sql.SQL(f"{path}, taskyard")  # pyright: ignore[reportArgumentType]
+            sql.Identifier(row["name"]),
+            sql.SQL(f"{path}, taskyard"),  # pyright: ignore[reportArgumentType]
         )
     )
     return True

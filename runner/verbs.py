@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, LiteralString
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from psycopg.rows import DictRow, class_row
 from psycopg.types.json import Jsonb
 
@@ -128,7 +128,8 @@ async def heartbeat(
     """Renew the runner and its leases. progress: when each attempt last showed output, in the same order."""
     async with connection.cursor(row_factory=class_row(Directive)) as cursor:
         await cursor.execute(
-            "select * from taskyard.heartbeat(%s, %s::bigint[], %s::timestamptz[])", (runner, attempts, progress)
+            "select * from taskyard.heartbeat(%s, %s::bigint[], %s::timestamptz[])",
+            (runner, attempts, progress),
         )
         return await cursor.fetchall()
 
@@ -159,9 +160,7 @@ async def release_task(connection: Connection, attempt: int, why: str) -> str:
 
 async def append_transcript(connection: Connection, attempt: int, events: list[Event]) -> int:
     """Add to the transcript; events that are there already do no harm. Returns how many were new."""
-    rows = [
-        {"seq": e.seq, "at": e.at.isoformat(), "kind": e.kind, "body": e.body, "data": e.data} for e in events
-    ]
+    rows = [{"seq": e.seq, "at": e.at.isoformat(), "kind": e.kind, "body": e.body, "data": e.data} for e in events]
     return await _value(connection, "select taskyard.append_transcript(%s, %s)", (attempt, Jsonb(rows)))
 
 
@@ -178,7 +177,7 @@ async def retire_runner(connection: Connection, runner: int) -> int:
 async def listen(connection: Connection, runner: int) -> None:
     """Hear of new tasks and of cancellations."""
     await connection.execute("listen task_ready")
-    await connection.execute(f"listen taskyard_runner_{int(runner)}")
+    await connection.execute(sql.SQL("listen {}").format(sql.Identifier(f"taskyard_runner_{runner}")))
 
 
 async def sleep_begin(connection: Connection) -> None:

@@ -13,7 +13,7 @@ begin
         perform _lost(p_attempt);
     end if;
     insert into transcript (attempt_id, seq, at, kind, body, data)
-    select p_attempt, (e ->> 'seq')::integer, coalesce((e ->> 'at')::timestamptz, clock_timestamp()), e ->> 'kind', coalesce(e ->> 'body', ''), e -> 'data'
+    select p_attempt, (e ->> 'seq')::integer, coalesce((e ->> 'at')::timestamptz, clock_timestamp()), e ->> 'kind', coalesce(e ->> 'body', ''), nullif(e -> 'data', 'null')
     from jsonb_array_elements(p_events) e
     on conflict do nothing;
     get diagnostics v_count = row_count;

@@ -57,20 +57,28 @@ order by r.name;
 comment on view fleet is 'The runners: how many of their slots are busy, and when each was last heard of.';
 
 create or replace view task_history as
-select t.id as task_id, t.created_at as at, 'created' as what, t.created_by as who, null::bigint as attempt_id, null::text as detail from tasks t
+select t.id as task_id, t.created_at as at, 'created' as what, t.created_by as who, null::bigint as attempt_id, null::text as detail
+from tasks t
 union all
-select a.task_id, a.started_at, 'claimed', r.name, a.id, a.provider from attempts a join runners r on r.id = a.runner_id
+select a.task_id, a.started_at, 'claimed', r.name, a.id, a.provider
+from attempts a
+join runners r on r.id = a.runner_id
 union all
-select a.task_id, a.finished_at, a.outcome::text, r.name, a.id, a.evidence from attempts a join runners r on r.id = a.runner_id where a.outcome is not null
+select a.task_id, a.finished_at, a.outcome::text, r.name, a.id, a.evidence
+from attempts a
+join runners r on r.id = a.runner_id
+where a.outcome is not null
 union all
-select e.task_id, e.at, e.kind, e.actor, e.attempt_id, e.detail ->> 'why' from task_events e where e.task_id is not null;
+select e.task_id, e.at, e.kind, e.actor, e.attempt_id, e.detail ->> 'why'
+from task_events e
+where e.task_id is not null;
 comment on view task_history is 'All that happened to a task: where task_id = 17 order by at.';
 
 -- Tables: viewers read, submitters also insert and edit what is theirs to say; everything else goes through verbs.
 grant select on
-    tasks, attempts, transcript, task_events, agents, scopes, providers, provider_limits, runners, runner_providers,
-    outcome_policies, lanes, open_lanes, ready_tasks, scheduled_tasks, task_dependencies, workspace_holders, workspace_waits,
-    ticker, schema_migrations, queue, now_running, recently_done, fleet, task_history
+tasks, attempts, transcript, task_events, agents, scopes, providers, provider_limits, runners, runner_providers,
+outcome_policies, lanes, open_lanes, ready_tasks, scheduled_tasks, task_dependencies, workspace_holders, workspace_waits,
+ticker, schema_migrations, queue, now_running, recently_done, fleet, task_history
 to taskyard_viewer;
 grant insert (
     prompt, agent, scope, priority, run_at, parent_id, depends_on, on_dependency_failure, payload, workspace, verify,

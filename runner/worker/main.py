@@ -1,0 +1,239 @@
+"""The runner's loops: claim while there is room, one heartbeat for all leases, a tick where it is our turn."""
+
+import asyncio
+import logging
+import random
+import signal
+import sys
+from dataclasses import dataclass, field
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Any
+
+import psycopg
+
+from .. import verbs
+from ..adapters import ADAPTERS
+from ..errors import from_database
+from ..postgres import Cluster
+from ..verbs import Directive
+from .attempt import Attempt
+from .link import Link
+from .process import Reaper
+
+log = logging.getLogger("taskyard.runner")
+
+POLL = 15.0  # seconds, jittered by half; a notification may always be missed
+POLL_POOLER = 2.0
+HEARTBEAT = 5.0
+TICK = 1.0
+
+
+@dataclass(kw_only=True)
+class Options:
+    """How to run. `pooler`: the DSN leads through a transaction pooler, so no LISTEN, no session lock, no prepared statements."""
+
+    dsn: str
+    name: str
+    slots: int = 2
+    labels: list[str] = field(default_factory=list[str])
+    lease: timedelta = timedelta(seconds=60)
+    pooler: bool = False
+    cluster: Cluster | None = None
+
+
+def run(options: Options) -> int:
+    """Run in the foreground until told to stop; returns the exit code.
+
+    The first SIGTERM or SIGINT lets running attempts end and claims nothing more; the second stops them and gives their
+    tasks back. Raises TaskyardError where the database refuses this runner.
+    """
+    if not logging.getLogger().handlers:
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    return asyncio.run(_Runner(options).run())
+
+
+class _Unregistered(Exception):
+    """The database gave this runner up; it has to begin anew."""
+
+
+class _Runner:
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._link = Link(options.dsn, options.pooler, options.cluster, self._notified)
+        self._attempts: dict[int, Attempt] = {}
+        self._work: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._beat_now = asyncio.Event()
+        self._our_tick = asyncio.Event()
+        self._draining = False
+        self._stopped = asyncio.Event()
+        self._reaper = Reaper()
+        self._id = 0
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            while not self._stopped.is_set():
+                await self._register()
+                try:
+                    await self._serve()
+                except* _Unregistered:
+                    log.warning("the database gave this runner up; its work is stopped, registering again")
+                    await self._stop_all("lost")
+                except* psycopg.Error as refused:
+                    raise from_database(_first(refused)) from refused
+            if self._id:
+                await self._link.call(verbs.retire_runner, self._id)
+            return 0
+        finally:
+            await self._stop_all("shutdown")
+            await self._link.close()
+            self._reaper.close()
+
+    def _signalled(self) -> None:
+        if not self._draining:
+            self._draining = True
+            if self._attempts:
+                log.info(
+                    "finishing %s running; once more to stop them and give their tasks back",
+                    len(self._attempts),
+                )
+        else:
+            for attempt in list(self._attempts.values()):
+                attempt.stop("shutdown")
+        self._wake.set()
+
+    async def _register(self) -> None:
+        providers = await self._link.call(verbs.known_providers)
+        offered: list[dict[str, Any]] = [{"provider": p["name"]} for p in providers if p["adapter"] in ADAPTERS]
+        options = self._options
+        try:
+            self._id = await self._link.call(
+                verbs.register_runner,
+                options.name,
+                options.slots,
+                options.labels,
+                offered,
+                version("taskyard"),
+                options.lease,
+            )
+        except psycopg.Error as error:
+            raise from_database(error) from error
+        log.info(
+            "runner %s is up: %s slots, labels %s",
+            options.name,
+            options.slots,
+            ", ".join(options.labels) or "none",
+        )
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            helpers = [group.create_task(self._beat()), group.create_task(self._tick())]
+            if not self._options.pooler:
+                helpers.append(group.create_task(self._link.hear(self._id)))
+            await group.create_task(self._claim())
+            self._stopped.set()
+            for helper in helpers:
+                helper.cancel()
+
+    async def _claim(self) -> None:
+        """Claim while there is room, until draining is done."""
+        poll = POLL_POOLER if self._options.pooler else POLL
+        while not (self._draining and not self._attempts):
+            self._wake.clear()
+            room = 0 if self._draining else self._options.slots - len(self._attempts)
+            if room == 0:
+                await self._link.sleep_end()
+                await self._wake.wait()
+                continue
+            claims = await self._ours(verbs.claim_task, room)
+            for claim in claims:
+                attempt = Attempt(claim, self._link, self._reaper)
+                self._attempts[claim.attempt_id] = attempt
+                task = asyncio.create_task(self._run(attempt))
+                self._work.add(task)
+                task.add_done_callback(self._work.discard)
+            if len(claims) == room or await self._link.sleep_begin():
+                continue  # from now on we are notified; look once more for what came before that
+            try:
+                async with asyncio.timeout(poll * random.uniform(0.5, 1.5)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _run(self, attempt: Attempt) -> None:
+        try:
+            await attempt.run()
+        except Exception:
+            log.exception(
+                "task %s: attempt %s ended in an error of the runner",
+                attempt.claim.task_id,
+                attempt.claim.number,
+            )
+        finally:
+            self._attempts.pop(attempt.claim.attempt_id, None)
+            self._wake.set()
+
+    async def _beat(self) -> None:
+        """Renew all leases at once, and do what comes back."""
+        pause = min(HEARTBEAT, self._options.lease.total_seconds() / 4)
+        while True:
+            self._beat_now.clear()
+            attempts = list(self._attempts)
+            progress = [self._attempts[a].progress_at for a in attempts]
+            directives: list[Directive] = await self._ours(verbs.heartbeat, attempts, progress)
+            our_tick = False
+            for directive in directives:
+                our_tick |= directive.directive == "tick"
+                attempt = self._attempts.get(directive.attempt_id or 0)
+                if attempt is not None and directive.directive == "lost":
+                    attempt.stop("lost")
+                elif attempt is not None and directive.directive == "cancel":
+                    attempt.stop("cancel")
+            if our_tick:
+                self._our_tick.set()
+            else:
+                self._our_tick.clear()
+            try:
+                async with asyncio.timeout(pause * random.uniform(0.9, 1.1)):
+                    await self._beat_now.wait()
+            except TimeoutError:
+                pass
+
+    async def _tick(self) -> None:
+        while True:
+            await self._our_tick.wait()
+            await self._link.call(verbs.tick, self._id)
+            await asyncio.sleep(TICK)
+
+    async def _ours(self, verb: Any, *args: Any) -> Any:
+        """Call a verb that takes our id. Raises _Unregistered where the database does not know us any more."""
+        try:
+            return await self._link.call(verb, self._id, *args)
+        except psycopg.Error as error:
+            if verbs.is_unregistered(error):
+                raise _Unregistered from error
+            raise
+
+    async def _stop_all(self, reason: Any) -> None:
+        for attempt in list(self._attempts.values()):
+            attempt.stop(reason)
+        if self._work:
+            await asyncio.wait(self._work, timeout=30)
+        for task in list(self._work):
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+
+    def _notified(self, channel: str) -> None:
+        if channel == "task_ready":
+            self._wake.set()
+        else:
+            self._beat_now.set()
+
+
+def _first(group: BaseExceptionGroup[psycopg.Error]) -> psycopg.Error:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
