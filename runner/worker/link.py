@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import logging
 import random
+import re
 from collections.abc import Awaitable, Callable
 from typing import Concatenate, ParamSpec, TypeVar
 
 import psycopg
 
 from .. import verbs
-from ..connection import connect_async
+from ..connection import connect_async, unreachable
 from ..postgres import Cluster, PostgresError
 
 log = logging.getLogger("taskyard.runner")
@@ -41,6 +42,8 @@ class Link:
         self._on_notify = on_notify
         self._hand: verbs.Connection | None = None
         self._turn = asyncio.Lock()
+        self._met = False
+        self._waiting = False
         self.sleeping = False  # whether the hand's session holds the sleepers' lock
 
     async def call(
@@ -78,11 +81,23 @@ class Link:
             self.sleeping = False
             try:
                 self._hand = await connect_async(self._dsn, "taskyard runner", prepare=not self._pooler)
-            except psycopg.OperationalError:
+                self._met = True
+            except psycopg.OperationalError as error:
+                if not self._met:
+                    self._first_failure(error)
                 await self._revive()
                 await asyncio.sleep(random.uniform(wait / 2, wait))
                 wait = min(wait * 2, LONGEST_WAIT)
         return self._hand
+
+    def _first_failure(self, error: psycopg.OperationalError) -> None:
+        """A server that is away may come back; a wrong password stays wrong. Later, both may be passing troubles."""
+        told = unreachable(self._dsn, error)
+        if re.search(r"authentication failed|no password supplied|does not exist|no pg_hba.conf entry", str(error)):
+            raise told from error
+        if not self._waiting:
+            self._waiting = True
+            log.warning("%s; waiting for it", told.message)
 
     async def _revive(self) -> None:
         """Start the embedded server again if it crashed; one that was stopped stays stopped."""

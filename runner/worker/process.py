@@ -120,7 +120,7 @@ class Child:
         ]
         feeding = asyncio.create_task(self._feed(stdin))
         try:
-            code = await self._process.wait()
+            code = await self._exit()
             # A grandchild may hold the pipes open; what the child itself wrote is in them already.
             done, late = await asyncio.wait(streams, timeout=AFTERMATH)
             self._signal(signal.SIGKILL)
@@ -133,12 +133,27 @@ class Child:
             for task in (feeding, *streams):
                 task.cancel()
             await asyncio.gather(feeding, *streams, return_exceptions=True)
-            with contextlib.suppress(ProcessLookupError):
-                await self._process.wait()
+            await self._exit()
             if self._stopping:
                 self._stopping.cancel()
             self._reaper.forget(self.pid)
         return Exit(code, stdout.text(), stderr.text(), stdout.cut)
+
+    async def _exit(self) -> int:
+        """Wait for the child itself. Process.wait() of asyncio would wait for all who hold its pipes too."""
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(ProcessLookupError):
+                descriptor = os.pidfd_open(self.pid)
+                loop, ended = asyncio.get_running_loop(), asyncio.Event()
+                loop.add_reader(descriptor, ended.set)
+                try:
+                    await ended.wait()
+                finally:
+                    loop.remove_reader(descriptor)
+                    os.close(descriptor)
+        while (code := self._process.returncode) is None:
+            await asyncio.sleep(0.01)
+        return code
 
     def stop(self) -> None:
         """End it: SIGTERM now, SIGKILL to the group after the grace. run() returns as usual."""
