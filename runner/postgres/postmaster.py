@@ -36,9 +36,7 @@ def find_postmaster(data: Path) -> Postmaster | None:
     if not lines[0].isdigit() or not _serves(int(lines[0]), data):
         return None
     # The first lines are written at once, those about sockets a moment later.
-    return Postmaster(
-        int(lines[0]), int(lines[3]) if lines[3].isdigit() else 0, Path(lines[4]), lines[5].strip()
-    )
+    return Postmaster(int(lines[0]), int(lines[3]) if lines[3].isdigit() else 0, Path(lines[4]), lines[5].strip())
 
 
 def clear_remains(data: Path, *socket_dirs: Path) -> None:

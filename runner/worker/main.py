@@ -206,7 +206,8 @@ class _Runner:
     async def _tick(self) -> None:
         while True:
             await self._our_tick.wait()
-            await self._link.call(verbs.tick, self._id)
+            if await self._link.call(verbs.tick, self._id):
+                self._wake.set()  # a session is not notified of sleepers when it is the only one
             await asyncio.sleep(TICK)
 
     async def _ours(self, verb: Any, *args: Any) -> Any:

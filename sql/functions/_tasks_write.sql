@@ -382,8 +382,9 @@ begin
         perform _wake_runners();
     elsif new.status = 'scheduled' and (old.status <> 'scheduled' or new.run_at is distinct from old.run_at) then
         insert into scheduled_tasks (run_at, task_id) values (new.run_at, new.id);
-    elsif new.status = 'blocked' and (old.status <> 'blocked' or new.depends_on is distinct from old.depends_on) then
-        insert into task_dependencies (depends_on, task_id) select unnest(_unfinished(new)), new.id;
+    elsif new.status = 'blocked' then
+        -- Also where it stays blocked: a dependency that had ended may have been retried since.
+        insert into task_dependencies (depends_on, task_id) select unnest(_unfinished(new)), new.id on conflict do nothing;
     end if;
 
     -- _settle_dependents itself marks the tasks below a failed one and goes on from them: no recursion here.

@@ -27,7 +27,7 @@ declare
     v_claim claim;
     v_left integer := p_n;
     v_take integer;
-    v_skip integer[] := '{}';
+    v_skip integer[] := array[]::integer[];
     v_waited boolean := false;
     v_count integer;
     v_done text;

@@ -134,7 +134,7 @@ begin
     update attempts set counted = v_counted where id = p_attempt.id;
 
     v_error := coalesce(p_error, format('Attempt %s: %s.', p_attempt.number, v_policy.meaning));
-    v_status := v_policy.status;
+    v_status := v_policy.status::task_status;
     if v_task.cancel_requested_at is not null then
         v_status := 'cancelled';
         v_error := coalesce(v_task.cancel_reason, 'cancelled');

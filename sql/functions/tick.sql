@@ -26,7 +26,7 @@ begin
     -- before anybody is given up.
     update ticker
     set runner_id = p_runner, until = _now() + interval '3 seconds', ticked_at = _now(),
-        blind_until = case when v_ticker.ticked_at < _now() - interval '10 seconds' then _now() + interval '10 seconds' else blind_until end
+        blind_until = case when v_ticker.ticked_at between '1970-01-01' and _now() - interval '10 seconds' then _now() + interval '10 seconds' else blind_until end
     returning * into v_ticker;
 
     -- Time has come.

@@ -1,0 +1,295 @@
+"""Random verbs by many runners, then the invariants: no task lost, none running twice, no stale write accepted."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from .clock import Clock
+from .conftest import Yard, column, rows, value
+
+LIMITS = {"one": 1, "two": 2}
+OUTCOMES = [
+    "completed",
+    "completed",
+    "completed",
+    "failed",
+    "crashed",
+    "rate_limited",
+    "timed_out",
+    "permission_denied",
+]
+
+# Each query lists what must not be; a name, and why it must not.
+FORBIDDEN: dict[str, Any] = {
+    "a queued task stands in the claim index once, or waits for its directory": """
+        select t.id from tasks t where (t.status = 'queued') <> (
+            (select count(*) from ready_tasks r where r.task_id = t.id and r.lane_id = t.lane_id and r.position = t.queue_position)
+            + (select count(*) from workspace_waits w where w.task_id = t.id) = 1)""",
+    "the claim index holds nothing else": """
+        select r.task_id from ready_tasks r left join tasks t on t.id = r.task_id where t.status is distinct from 'queued'""",
+    "a scheduled task stands in scheduled_tasks once": """
+        select t.id from tasks t where (t.status = 'scheduled')::int <> (
+            select count(*) from scheduled_tasks s where s.task_id = t.id and s.run_at = t.run_at)""",
+    "scheduled_tasks holds nothing else": """
+        select s.task_id from scheduled_tasks s left join tasks t on t.id = s.task_id where t.status is distinct from 'scheduled'""",
+    "a task is blocked exactly while dependencies of it are unfinished": """
+        select t.id from tasks t where (t.status = 'blocked') <> exists (select from task_dependencies d where d.task_id = t.id)""",
+    "every unfinished dependency of a blocked task is listed, unless its end was ignored once": """
+        select t.id from tasks t cross join unnest(t.depends_on) x (id) join tasks d on d.id = x.id
+        where t.status = 'blocked' and d.status < 'completed' and t.on_dependency_failure = 'fail'
+            and not exists (select from task_dependencies e where e.task_id = t.id and e.depends_on = d.id)""",
+    "a task runs exactly while its attempt lives": """
+        select t.id from tasks t where (t.status = 'running')::int <> (
+            select count(*) from attempts a where a.task_id = t.id and a.outcome is null and a.id = t.attempt_id)""",
+    "no task has two live attempts": """
+        select task_id from attempts where outcome is null group by task_id having count(*) > 1""",
+    "attempts are numbered without gaps and counted": """
+        select t.id from tasks t where array(select number from attempts a where a.task_id = t.id order by id)
+            <> array(select generate_series(1, t.attempt_count))""",
+    "no scope runs more than its limit": """
+        select a.scope from attempts a join scopes s on s.name = a.scope where a.outcome is null
+        group by a.scope, s.max_concurrency having count(*) > s.max_concurrency""",
+    "no two tasks run in one directory": """
+        select workspace from tasks where status = 'running' and workspace is not null group by workspace having count(*) > 1""",
+    "a directory is held exactly by the task that runs in it": """
+        select h.workspace from workspace_holders h full join (select * from tasks where status = 'running' and workspace is not null) t
+            on t.id = h.task_id and t.workspace = h.workspace where h.task_id is null or t.id is null""",
+    "who waits for a directory waits for one that is held": """
+        select w.task_id from workspace_waits w where not exists (select from workspace_holders h where h.workspace = w.workspace)""",
+    "a lane with claimable tasks is open": """
+        select lane_id from ready_tasks r where not exists (select from open_lanes o where o.lane_id = r.lane_id)""",
+    "a task that ran had its dependencies": """
+        select t.id from tasks t cross join unnest(t.depends_on) x (id) join tasks d on d.id = x.id
+        where t.status in ('running', 'completed') and t.on_dependency_failure = 'fail' and d.status <> 'completed'
+            and d.cancel_requested_at is null and d.attempt_count <= 1 and d.failure_count = 0 and d.status < 'completed'""",
+    "a completed task completed once": """
+        select t.id from tasks t where t.status = 'completed' and (
+            select count(*) from attempts a where a.task_id = t.id and a.outcome = 'completed') <> 1""",
+    "no task has used more attempts than it has": """
+        select t.id from tasks t where t.failure_count > t.max_attempts""",
+}
+
+
+class YardMachine(RuleBasedStateMachine):
+    yard: Yard
+    tasks = Bundle("tasks")
+    runners = Bundle("runners")
+    claims = Bundle("claims")
+    stale = Bundle("stale")
+
+    @initialize()
+    def begin(self) -> None:
+        self.db = self.yard.connect(superuser=True)
+        self.db.execute(
+            "truncate tasks, attempts, ready_tasks, scheduled_tasks, task_dependencies, workspace_holders, workspace_waits,"
+            " open_lanes, provider_limits, runners, transcript, task_events restart identity cascade"
+        )
+        self.db.execute("update scopes set paused_at = null")
+        for scope, limit in LIMITS.items():
+            self.db.execute(
+                "insert into scopes (name, parent, max_concurrency) values (%s, 'default', %s) on conflict do nothing",
+                (scope, limit),
+            )
+        self.clock = Clock(self.yard, self.db)
+        self.names = 0
+
+    def teardown(self) -> None:
+        if not hasattr(self, "db"):
+            return
+        self.everything_ends()
+        self.db.close()
+
+    def everything_ends(self) -> None:
+        """Whatever happened, a healthy runner brings every task to its end: nothing is lost."""
+        self.db.execute("update scopes set paused_at = null")
+        self.db.execute("update runners set draining = true")
+        runner = value(self.db, "select register_runner('last', 50)")
+        for _ in range(200):
+            self.clock.advance(timedelta(hours=2))
+            for _ in range(3):  # the first tick after a gap gives nobody up, nor does any in the ten seconds after it
+                self.clock.advance(timedelta(seconds=6))
+                self.db.execute("select heartbeat(%s)", (runner,))
+                self.db.execute("select tick(%s)", (runner,))
+            for attempt in column(self.db, "select attempt_id from claim_task(%s, 50)", runner):
+                self.db.execute("select complete_task(%s)", (attempt,))
+            if not rows(self.db, "select from tasks where finished_at is null"):
+                break
+        left = rows(self.db, "select id, status, lane_id from tasks where finished_at is null")
+        assert left == [], [(row, column(self.db, "select explain_task(%s)", row["id"])) for row in left]
+        self.nothing_forbidden()
+
+    @rule(target=runners)
+    def register(self) -> Any:
+        self.names += 1
+        return value(self.db, "select register_runner(%s, 4, p_lease => '1 minute')", f"r{self.names}")
+
+    @rule(
+        target=tasks,
+        data=st.data(),
+        scope=st.sampled_from(["default", "one", "two"]),
+        priority=st.integers(-1, 1),
+        workspace=st.sampled_from([None, None, None, "/w/a", "/w/b"]),
+        max_attempts=st.integers(1, 3),
+        policy=st.sampled_from(["fail", "fail", "run"]),
+        delay=st.sampled_from([None, None, 30]),
+        count=st.integers(1, 3),
+    )
+    def insert(
+        self,
+        data: Any,
+        scope: str,
+        priority: int,
+        workspace: str | None,
+        max_attempts: int,
+        policy: str,
+        delay: int | None,
+        count: int,
+    ) -> Any:
+        known = column(self.db, "select id from tasks order by id")
+        depends_on = data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True)) if known else []
+        made = column(
+            self.db,
+            "insert into tasks (prompt, agent, scope, priority, workspace, max_attempts, on_dependency_failure, depends_on, run_at)"
+            " select 'x', 'shell', %s, %s, %s, %s, %s, %s::bigint[], _now() + %s * interval '1 second' from generate_series(1, %s) returning id",
+            scope, priority, workspace, max_attempts, policy, depends_on, delay, count,
+        )  # fmt: skip
+        return multiple(*made)
+
+    @rule(target=claims, runner=runners, n=st.integers(1, 5))
+    def claim(self, runner: int, n: int) -> Any:
+        try:
+            claimed = column(self.db, "select attempt_id from claim_task(%s, %s)", runner, n)
+        except psycopg.Error as error:
+            assert error.sqlstate == "TY007"
+            return multiple()
+        assert len(claimed) <= n
+        return multiple(*claimed)
+
+    @rule(target=stale, attempt=consumes(claims), outcome=st.sampled_from(OUTCOMES))
+    def complete(self, attempt: int, outcome: str) -> Any:
+        live = value(self.db, "select outcome is null from attempts where id = %s", attempt)
+        if live:
+            self.db.execute("select complete_task(%s, %s, p_error => 'as drawn')", (attempt, outcome))
+        else:
+            self.refused(attempt)
+        return attempt
+
+    @rule(target=stale, attempt=consumes(claims))
+    def release(self, attempt: int) -> Any:
+        if value(self.db, "select outcome is null from attempts where id = %s", attempt):
+            self.db.execute("select release_task(%s)", (attempt,))
+        return attempt
+
+    @rule(attempt=stale)
+    def refused(self, attempt: int) -> None:
+        """A token that is used up opens nothing."""
+        before = self.everything()
+        for verb in (
+            "select complete_task(%s, 'completed', '\"stale\"')",
+            "select release_task(%s)",
+            'select append_transcript(%s, \'[{"seq": 1, "kind": "output", "body": "stale"}]\')',
+        ):
+            with pytest.raises(psycopg.Error) as refusal:
+                self.db.execute(verb, (attempt,))
+            assert refusal.value.sqlstate == "TY005"
+        assert value(self.db, "select status from complete_tasks(array[%s::bigint])", attempt) == "lost"
+        assert before == self.everything()
+
+    def everything(self) -> Any:
+        return [
+            rows(self.db, "select * from tasks order by id"),
+            rows(self.db, "select * from attempts order by id"),
+            rows(self.db, "select * from transcript order by attempt_id, seq"),
+        ]
+
+    @rule(runner=runners)
+    def beat(self, runner: int) -> None:
+        """A living runner; it lists what it holds."""
+        try:
+            held = column(self.db, "select id from attempts where runner_id = %s and outcome is null", runner)
+            directives = rows(self.db, "select * from heartbeat(%s, %s)", runner, held)
+            assert not [d for d in directives if d["directive"] == "lost"]
+        except psycopg.Error as error:
+            assert error.sqlstate == "TY007"
+
+    @rule(runner=runners)
+    def retire(self, runner: int) -> None:
+        self.db.execute("select retire_runner(%s)", (runner,))
+
+    @rule(task=tasks)
+    def cancel(self, task: int) -> None:
+        self.allowing("TY004", "select cancel_task(%s)", task)
+
+    @rule(task=tasks)
+    def retry(self, task: int) -> None:
+        self.allowing("TY004", "select retry_task(%s)", task)
+
+    @rule(task=tasks, priority=st.integers(-2, 2))
+    def edit(self, task: int, priority: int) -> None:
+        self.allowing("TY004", "update tasks set priority = %s where id = %s", priority, task)
+
+    @rule(task=tasks)
+    def cancel_by_hand(self, task: int) -> None:
+        self.allowing("TY004", "update tasks set status = 'cancelled' where id = %s", task)
+
+    @rule(task=tasks, seconds=st.sampled_from([None, 45]))
+    def postpone(self, task: int, seconds: int | None) -> None:
+        self.db.execute(
+            "update tasks set run_at = _now() + %s * interval '1 second' where id = %s and status <> 'running'",
+            (seconds, task),
+        )
+
+    @rule(scope=st.sampled_from(["default", "one", "two"]), paused=st.booleans())
+    def pause(self, scope: str, paused: bool) -> None:
+        self.db.execute("select pause_scope(%s)" if paused else "select resume_scope(%s)", (scope,))
+
+    @rule(seconds=st.sampled_from([1, 8, 40, 90]), ticks=st.booleans())
+    def time_passes(self, seconds: int, ticks: bool) -> None:
+        self.clock.advance(timedelta(seconds=seconds))
+        if ticks:
+            self.db.execute("select tick()")
+
+    def allowing(self, code: str, query: Any, *parameters: object) -> None:
+        try:
+            self.db.execute(query, parameters)
+        except psycopg.Error as error:
+            assert error.sqlstate == code, error
+
+    @invariant()
+    def nothing_forbidden(self) -> None:
+        if not hasattr(self, "db"):
+            return
+        for promise, query in FORBIDDEN.items():
+            assert column(self.db, query) == [], promise
+
+
+def test_whatever_runners_and_people_do_the_invariants_hold_and_everything_ends(yard: Yard) -> None:
+    class Machine(YardMachine):
+        pass
+
+    Machine.yard = yard
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=int(os.environ.get("TASKYARD_EXAMPLES", "12")),
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )
