@@ -69,8 +69,12 @@ FORBIDDEN: dict[str, Any] = {
     "a directory is held exactly by the task that runs in it": """
         select h.workspace from workspace_holders h full join (select * from tasks where status = 'running' and workspace is not null) t
             on t.id = h.task_id and t.workspace = h.workspace where h.task_id is null or t.id is null""",
-    "who waits for a directory waits for one that is held": """
-        select w.task_id from workspace_waits w where not exists (select from workspace_holders h where h.workspace = w.workspace)""",
+    "who waits for a directory waits for one that is held, or one like it is claimable": """
+        select w.task_id from workspace_waits w join tasks t on t.id = w.task_id
+        where not exists (select from workspace_holders h where h.workspace = w.workspace)
+            and not exists (
+                select from ready_tasks r join tasks o on o.id = r.task_id
+                where o.workspace = t.workspace and o.scope = t.scope and o.agent = t.agent)""",
     "a lane with claimable tasks is open": """
         select lane_id from ready_tasks r where not exists (select from open_lanes o where o.lane_id = r.lane_id)""",
     "a task that ran had its dependencies": """

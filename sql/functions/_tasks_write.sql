@@ -369,6 +369,9 @@ begin
     if old.status = 'queued' and (new.status <> 'queued' or new.queue_position is distinct from old.queue_position) then
         delete from ready_tasks where lane_id = old.lane_id and position = old.queue_position;
         delete from workspace_waits where task_id = old.id;
+        if old.workspace is not null and (new.status <> 'queued' or new.workspace is distinct from old.workspace) then
+            perform _free_workspace(old.id, old.workspace); -- it may have stood for others of its lane
+        end if;
     elsif old.status = 'scheduled' and (new.status <> 'scheduled' or new.run_at is distinct from old.run_at) then
         delete from scheduled_tasks where run_at = old.run_at and task_id = old.id;
     elsif old.status = 'blocked' and (new.status <> 'blocked' or new.depends_on is distinct from old.depends_on) then

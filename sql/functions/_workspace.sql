@@ -23,16 +23,21 @@ declare
 begin
     perform pg_advisory_xact_lock(742103, hashtext(p_workspace));
     delete from workspace_holders where workspace = p_workspace and task_id = p_task;
-    select w.task_id into v_next from workspace_waits w
-    where w.workspace = p_workspace
-    order by w.priority desc, w.task_id
-    limit 1;
-    if v_next is not null and not exists (select from workspace_holders where workspace = p_workspace) then
-        delete from workspace_waits where task_id = v_next;
-        -- Back into the claim index, ahead of tasks that never ran: it has waited its turn once.
+    if exists (select from workspace_holders where workspace = p_workspace) then
+        return;
+    end if;
+    -- The best of each lane, since any one lane may be paused or full; those that lose the race step aside again.
+    -- They go ahead of tasks that never ran: each has waited its turn once.
+    for v_next in
+        select distinct on (t.lane_id) w.task_id
+        from workspace_waits w
+        join tasks t on t.id = w.task_id
+        where w.workspace = p_workspace
+        order by t.lane_id, w.priority desc, w.task_id
+    loop
         update tasks t set lane_id = _lane_for(t, true), queue_position = nextval('queue_positions')
         where t.id = v_next and t.status = 'queued';
-    end if;
+    end loop;
 end
 $$;
-comment on function _free_workspace(bigint, text) is 'Takes the directory back and lets the best of those who wait for it compete again.';
+comment on function _free_workspace(bigint, text) is 'Takes the directory back from the task, if it has it, and lets the best of those who wait for it compete again.';
