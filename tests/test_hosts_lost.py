@@ -28,7 +28,9 @@ def test_tasks_of_a_killed_runner_run_elsewhere_within_15_seconds(fleet: Fleet, 
     sql = yard18.connect()
     runners = {name: fleet.start(name, "--slots", "4", "--lease", "10m") for name in ("a", "b", "c")}
     until(lambda: value(sql, "select count(*) from runners where locked") == 3)
-    tasks = [submit(sql, 'test "$TASKYARD_ATTEMPT" = 1 && exec sleep 300; echo again', max_attempts=1) for _ in range(6)]
+    tasks = [
+        submit(sql, 'test "$TASKYARD_ATTEMPT" = 1 && exec sleep 300; echo again', max_attempts=1) for _ in range(6)
+    ]
     until(lambda: value(sql, "select count(*) from attempts where outcome is null") == 6)
     # The one that ticks: its successor has to notice first that nobody does.
     ticker = value(sql, "select r.name from ticker t join runners r on r.id = t.runner_id")
@@ -45,7 +47,9 @@ def test_tasks_of_a_killed_runner_run_elsewhere_within_15_seconds(fleet: Fleet, 
     took = time.monotonic() - killed
     print(f"{len(victims)} tasks of the killed runner were done elsewhere after {took:.1f} s, lease 10 minutes")
     assert took < 15
-    assert all(row["failure_count"] == 0 for row in rows(sql, "select failure_count from tasks where id = any(%s)", victims))
+    assert all(
+        row["failure_count"] == 0 for row in rows(sql, "select failure_count from tasks where id = any(%s)", victims)
+    )
     assert len(tasks) == 6
 
 
@@ -68,7 +72,9 @@ def test_a_runner_that_was_stopped_and_wakes_after_its_lease_can_write_nothing(
     assert alive(int(pid_file.read_text())), "a stopped runner cannot stop its child: that is what the fence is for"
     sleeper.signal(signal.SIGCONT)
     until(lambda: not alive(int(pid_file.read_text())), 10, "for the lost child to be killed")
-    until(lambda: value(sql, "select count(*) from runners where name = 'sleeper'") == 2, 10, "for it to register again")
+    until(
+        lambda: value(sql, "select count(*) from runners where name = 'sleeper'") == 2, 10, "for it to register again"
+    )
     assert before == (rows(sql, "select * from tasks"), value(sql, "select count(*) from transcript"))
     assert value(sql, "select result #>> '{}' from tasks") == "second"
 
@@ -77,7 +83,9 @@ def test_every_task_runs_exactly_once_with_16_runners_and_limits_hold(yard18: Ya
     """The verbs under contention; what runners add is tested above."""
     total = 20_000
     sql = yard18.connect()
-    sql.execute("insert into scopes (name, parent, max_concurrency) values ('one', 'default', 1), ('three', 'default', 3)")
+    sql.execute(
+        "insert into scopes (name, parent, max_concurrency) values ('one', 'default', 1), ('three', 'default', 3)"
+    )
     sql.execute("insert into scopes (name, parent, weight) values ('light', 'default', 1), ('heavy', 'default', 3)")
     sql.execute(
         "insert into tasks (prompt, agent, scope, priority)"
@@ -127,13 +135,16 @@ def test_every_task_runs_exactly_once_with_16_runners_and_limits_hold(yard18: Ya
     assert value(sql, "select count(*) from tasks where status = 'completed'") == total
     assert value(sql, "select count(*) from attempts") == total
     assert value(sql, "select count(distinct task_id) from attempts where outcome = 'completed'") == total
-    # The same from the record of all attempts, which no sampling can miss.
+    # The same from the record of all attempts, which no sampling can miss. An attempt's id holds the clock at the claim (in whole milliseconds, taken as the next);
+    # started_at is when its transaction began, before it waited for its turn.
     for scope, most in (("one", 1), ("three", 3)):
         highest = value(
             sql,
             "select max(running) from (select sum(change) over (order by at, change) as running from ("
-            " select started_at as at, 1 as change from attempts where scope = %(s)s"
-            " union all select finished_at, -1 from attempts where scope = %(s)s) x) y".replace("%(s)s", f"'{scope}'"),
+            " select to_timestamp((id / 1000 + 1767225600001) / 1000.0) as at, 1 as change from attempts where scope = %s"
+            " union all select finished_at, -1 from attempts where scope = %s) x) y",
+            scope,
+            scope,
         )
         assert highest <= most, f"scope {scope} ran {highest} at once"
 
@@ -158,7 +169,9 @@ def test_postgres_restarted_under_load_loses_nothing_and_runners_go_on(own_serve
                 "insert into tasks (prompt, agent, max_attempts) select 'sleep 0.2; echo ' || g, 'shell', 1 from generate_series(1, %s) g",
                 (total,),
             )
-            long = value(sql, "select submit_task('sleep 12; echo survived', 'shell', p_priority => 9, p_max_attempts => 1)")
+            long = value(
+                sql, "select submit_task('sleep 12; echo survived', 'shell', p_priority => 9, p_max_attempts => 1)"
+            )
             until(lambda: value(sql, "select count(*) from tasks where status = 'completed'") > 20, 30)
         for mode in ("fast", "immediate"):
             own_server.stop(mode)
@@ -168,14 +181,18 @@ def test_postgres_restarted_under_load_loses_nothing_and_runners_go_on(own_serve
                 until(lambda: value(sql, "select count(*) from tasks where status = 'completed'") > done + 20, 40)  # noqa: B023
         with psycopg.connect(own_server.url(), autocommit=True, row_factory=psycopg.rows.dict_row) as sql:
             until(lambda: value(sql, "select count(*) from tasks where finished_at is null") == 0, 90)
-            assert rows(sql, "select status::text, count(*) from tasks group by 1") == [{"status": "completed", "count": total + 1}]
+            assert rows(sql, "select status::text, count(*) from tasks group by 1") == [
+                {"status": "completed", "count": total + 1}
+            ]
             assert rows(sql, "select number, outcome from attempts where task_id = %s", long) == [
                 {"number": 1, "outcome": "completed"}
             ], "the child went on through both restarts"
             assert all(runner.process.poll() is None for runner in fleet.runners)
 
 
-def test_a_crashed_embedded_server_is_started_again_by_the_runner(temporary_home: Callable[[], Path], tmp_path: Path) -> None:
+def test_a_crashed_embedded_server_is_started_again_by_the_runner(
+    temporary_home: Callable[[], Path], tmp_path: Path
+) -> None:
     home = temporary_home()
     cluster = Cluster(home)
     cluster.start()

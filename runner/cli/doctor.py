@@ -79,6 +79,18 @@ def judge_roles(login: str, roles: Sequence[str]) -> Finding:
     )
 
 
+def judge_pgmq(version: str | None) -> Finding:
+    """Whether pgmq is there."""
+    return judge("pgmq", version is not None, version or "It is missing.", "taskyard install")
+
+
+def judge_partitions(missing: Sequence[str]) -> Finding:
+    """Whether what happens this week and the next has a place."""
+    found = f"missing: {', '.join(missing)}" if missing else "there for this week and the next"
+    cure = "A runner makes them within a minute; without one: taskyard install"
+    return judge("partitions", not missing, found, cure)
+
+
 def judge_runners(runners: Sequence[Runner]) -> Finding:
     """Who is up, and when each was last seen."""
     if not runners:
@@ -154,22 +166,12 @@ def _binaries(needed: bool) -> Finding:
 
 def _examine_yard(yard: Yard, server: dict[str, Any]) -> Iterator[Finding]:
     login = server["login"]
-    pgmq = health.pgmq_version(yard)
-    missing = health.missing_partitions(yard)
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("schema", lambda: judge_schema(schema_number(yard), newest_schema())),
-        ("pgmq", lambda: judge("pgmq", pgmq is not None, pgmq or "It is missing.", "taskyard install")),
+        ("pgmq", lambda: judge_pgmq(health.pgmq_version(yard))),
         ("login", lambda: judge_roles(login, health.roles(yard))),
         ("search_path", lambda: judge_search_path(server["search_path"], login, server["database"])),
-        (
-            "partitions",
-            lambda: judge(
-                "partitions",
-                not missing,
-                f"missing: {', '.join(missing)}" if missing else "there for this week and the next",
-                "A runner makes them within a minute; without one: taskyard install",
-            ),
-        ),
+        ("partitions", lambda: judge_partitions(health.missing_partitions(yard))),
         ("runners", lambda: judge_runners(health.runners(yard))),
         ("vacuum", lambda: judge_transactions(health.old_transactions(yard), health.sees_all_sessions(yard))),
         ("default agent", lambda: judge_default_route(agents(yard))),

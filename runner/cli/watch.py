@@ -39,6 +39,7 @@ class Watch:
         self._database = state.database()
         self._ids = frozenset(ids)
         self._connection = self._listening()
+        self._lost = False
 
     def close(self) -> None:
         """Close the connection."""
@@ -50,21 +51,18 @@ class Watch:
         Raises Unreachable where the database stays away for ten minutes, or until the deadline.
         """
         give_up = min(time.monotonic() + RECONNECT_FOR, deadline or float("inf"))
-        pause, told = 0.25, False
+        pause = 0.25
         while True:
             try:
                 if self._connection.closed:
                     self._connection = self._listening()
-                    if told:
-                        say("connected again", err=True)
+                    self._lost = False
+                    say("connected again", err=True)
                 return query(self._connection)
             except (psycopg.Error, Unreachable) as error:
                 if not is_lost(error) or time.monotonic() >= give_up:
                     raise
-                self._connection.close()
-                if not told:
-                    say("the connection is lost, trying again", err=True)
-                    told = True
+                self._lose()
             time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
             pause = min(pause * 2, 5.0)
 
@@ -73,7 +71,13 @@ class Watch:
         try:
             queries.hear(self._connection, seconds, self._ids)
         except psycopg.OperationalError:
-            self._connection.close()  # the next question makes another
+            self._lose()  # the next question makes another
+
+    def _lose(self) -> None:
+        self._connection.close()
+        if not self._lost:
+            say("the connection is lost, trying again", err=True)
+        self._lost = True
 
     def _listening(self) -> Yard:
         connection = self._state.connect(self._database)

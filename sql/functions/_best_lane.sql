@@ -32,6 +32,8 @@ declare
     c_last constant integer := 2147483647;
     v_choice lane_choice;
     v_priority integer := c_last;
+    v_lanes integer[];
+    v_lowest integer;
     v_lane integer;
     v_rivals integer;
     v_provider text;
@@ -45,8 +47,20 @@ declare
     v_seen bigint;
 begin
     loop
-        select max(o.priority) into v_priority from open_lanes o where o.priority < v_priority;
+        select array_agg(o.lane_id), max(o.priority), min(o.priority) into v_lanes, v_priority, v_lowest
+        from (select lane_id, priority from open_lanes where priority < v_priority order by priority desc limit 2) o;
         exit when v_priority is null;
+        -- One lane at this priority: nothing to choose, it is only checked.
+        if cardinality(v_lanes) = 1 or v_lowest < v_priority then
+            if v_lanes[1] <> all(p_skip) then
+                v_choice := _check_lane(v_lanes[1], p_runner, p_labels);
+                if v_choice.lane_id is not null then
+                    return v_choice;
+                end if;
+            end if;
+            continue;
+        end if;
+
         v_start := (random() * 4294967290 - 2147483645)::integer;
         v_first := v_start;
         v_second := -2147483648;
@@ -143,7 +157,7 @@ as $$
 declare
     v_choice lane_choice;
 begin
-    -- With the first entry of the route, which is nearly always the one. The concurrency limits are counted by _room.
+    -- With the first entry of the route, which is nearly always the one.
     select l.id, l.exclusive, 1, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, rp.account, coalesce(l.model, nullif(split_part(a.route[1], ':', 2), '')), p.adapter, p.settings,
         a.command, a.result_format, a.system_prompt, a.tools, a.verify, a.timeout
     into v_choice.lane_id, v_choice.exclusive, v_choice.rivals, v_choice.scope, v_choice.agent, v_choice.scope_max, v_choice.agent_max,
@@ -164,11 +178,32 @@ begin
                 and pl.until > _now()
         )
     where l.id = p_lane and a.paused_at is null and s.paused_at is null and l.requires <@ p_labels;
-    if v_choice.provider is not null then
-        return v_choice;
+    if v_choice.lane_id is null then
+        return null;
     end if;
-    return null; -- _best_lane looks at the rest of the route
+    if v_choice.provider is null then
+        select p.name, o.account, o.model, p.adapter, p.settings
+        into v_choice.provider, v_choice.account, v_choice.model, v_choice.adapter, v_choice.settings
+        from lanes l
+        join agents a on a.name = l.agent
+        cross join lateral (select * from _offers(p_runner, a.route, l.provider, l.model) limit 1) o
+        join providers p on p.name = o.provider
+        where l.id = p_lane;
+        if not found then
+            return null;
+        end if;
+    end if;
+    -- Full is full; whether there really is room is decided under a lock, by _room.
+    if v_choice.scope_max is not null
+        and (select count(*) from attempts x where x.scope = v_choice.scope and x.outcome is null) >= v_choice.scope_max then
+        return null;
+    end if;
+    if v_choice.agent_max is not null
+        and (select count(*) from attempts x where x.agent = v_choice.agent and x.outcome is null) >= v_choice.agent_max then
+        return null;
+    end if;
+    return v_choice;
 end
 $$;
 comment on function _check_lane(integer, bigint, text[]) is
-'The lane, if this runner may claim from it now with the first entry of its route.';
+'The lane, if this runner may claim from it now.';

@@ -71,6 +71,7 @@ create or replace function _tasks_dependencies_settle() returns trigger
 language plpgsql
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
     v_ended bigint[];

@@ -209,6 +209,7 @@ create or replace function _tasks_before_write() returns trigger
 language plpgsql
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
     v_edited boolean := tg_op = 'INSERT';
@@ -331,6 +332,7 @@ create or replace function _tasks_after_insert() returns trigger
 language plpgsql
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
     v_lanes integer[];
@@ -363,6 +365,7 @@ create or replace function _tasks_after_update() returns trigger
 language plpgsql
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 begin
     -- Leave the old waiting place.
@@ -407,6 +410,7 @@ create or replace function _tasks_before_delete() returns trigger
 language plpgsql
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 begin
     if old.status = 'running' then

@@ -3,6 +3,7 @@ returns table (attempt_id bigint, directive text, detail text)
 language plpgsql volatile
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 #variable_conflict use_column
 declare
@@ -23,16 +24,13 @@ begin
     end if;
     -- Narrow and in place (HOT): no index knows lease_until.
     with renewed as (
-        update attempts a set lease_until = _now() + v_runner.lease
-        where a.id = any(p_attempts) and a.runner_id = p_runner and a.finished_at is null
+        update attempts a
+        set lease_until = _now() + v_runner.lease, progress_at = coalesce(x.progress_at, a.progress_at)
+        from unnest(p_attempts, p_progress) x (id, progress_at)
+        where a.id = x.id and a.runner_id = p_runner and a.finished_at is null
         returning a.id
     )
     select coalesce(array_agg(id), '{}') into v_ours from renewed;
-    if p_progress is not null then
-        update attempts a set progress_at = x.at
-        from unnest(p_attempts, p_progress) x (id, at)
-        where a.id = x.id and a.finished_at is null and x.at is not null and a.progress_at is distinct from x.at;
-    end if;
     -- Attempts that the runner does not know of: the answer to its claim was lost on the way.
     for v_stray in
         select a.id from attempts a

@@ -2,6 +2,7 @@ create or replace function release_task(p_attempt bigint, p_why text default 're
 language plpgsql volatile
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
     v_attempt attempts;

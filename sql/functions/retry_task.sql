@@ -2,6 +2,7 @@ create or replace function retry_task(p_id bigint) returns text
 language plpgsql volatile
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
     v_task tasks;

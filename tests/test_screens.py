@@ -1,0 +1,234 @@
+"""What people see: explain_task(), the views, notifications."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from psycopg import Connection
+from psycopg.rows import DictRow
+
+from .conftest import Yard, column, rows, value
+from .yardwork import advance, claim, heard, insert, listener, register, stop_clock, task_in
+
+LONG = "Please look at all of the invoices of the last year, and find out which were paid twice.\nThen write a table. "
+
+
+def explained(db: Connection[DictRow], task: int) -> list[str]:
+    return column(db, "select explain_task(%s)", task)
+
+
+def test_a_waiting_or_ended_task_is_explained(db: Connection[DictRow]) -> None:
+    stop_clock(db)
+    expected = {
+        "completed": [r"Completed 0s ago, attempt 1\."],
+        "failed": [r"Failed 0s ago: Attempt 1: a needed permission is missing; no retry can change that\."],
+        "cancelled": [r"Cancelled 0s ago: cancelled"],
+        "waiting": [r"Waits for an answer; it holds no slot meanwhile\."],
+        "scheduled": [r"Not before \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \(in (1h|59m)\)\."],
+        "blocked": [r"Waits for other tasks:", r"Task \d+ is queued: first"],
+    }
+    for status, lines in expected.items():
+        said = explained(db, task_in(db, status))
+        assert len(said) == len(lines), (status, said)
+        for line, pattern in zip(said, lines, strict=True):
+            assert re.fullmatch(pattern, line), (status, line)
+
+
+def test_a_task_that_waits_out_a_backoff_is_explained(db: Connection[DictRow]) -> None:
+    task = insert(db)
+    attempt = claim(db, register(db))[0]["attempt_id"]
+    db.execute("select complete_task(%s, 'failed', p_error => 'exit 3')", [attempt])
+    (line,) = explained(db, task)
+    assert re.fullmatch(r"Not before .* \(in [3-5]s\); attempt 1 ended with: exit 3\.", line)
+
+
+def test_a_running_task_is_explained(db: Connection[DictRow]) -> None:
+    stop_clock(db)
+    runner, task = register(db, "mill"), insert(db)
+    attempt = claim(db, runner)[0]["attempt_id"]
+    advance(db, seconds=12)
+    first = "Runs on mill since 12s, attempt 1, command."
+    assert explained(db, task) == [first, "No output yet."]
+    db.execute("select heartbeat(%s, %s, array[_now() - interval '5 seconds'])", [runner, [attempt]])
+    assert explained(db, task) == [first, "Last output 5s ago."]
+    db.execute("select cancel_task(%s, 'enough')", [task])
+    assert explained(db, task) == [first, "Is being stopped: enough"]
+    other = insert(db)
+    claim(db, runner)
+    advance(db, seconds=40)
+    assert re.fullmatch(
+        r"mill was last heard of 40s ago; the task goes back at \d\d:\d\d:\d\d at the latest\.", explained(db, other)[1]
+    )
+
+
+def test_a_queued_task_is_explained_reason_by_reason(db: Connection[DictRow]) -> None:
+    db.execute("insert into providers (name, adapter) values ('spare', 'command')")
+    db.execute("insert into scopes (name, parent) values ('s', 'default')")
+    task = insert(db, scope="s")
+
+    def why(change: str = "", back: str = "") -> list[str]:
+        for statement in change.split(";"):
+            db.execute(statement.encode())
+        first, *reasons = explained(db, task)
+        assert first == "Is queued."
+        for statement in back.split(";"):
+            db.execute(statement.encode())
+        return reasons
+
+    offers_none = "No runner offers provider command."
+    assert why() == ["No runner is up.", offers_none]
+    runner = register(db, "mill", slots=3)
+    nothing = "Nothing holds it back: 0 ahead of it, 0 running, 3 slots in all."
+    assert why() == [nothing]
+    assert why("select pause_scope('s', 'lunch')", "select resume_scope('s')") == ["Scope s is paused: lunch."]
+    assert why("select pause_scope('s')", "select resume_scope('s')") == ["Scope s is paused."]
+    assert why("update agents set paused_at = now()", "update agents set paused_at = null") == [
+        "Agent shell is paused."
+    ]
+    assert why("select pause_provider('command', 'bill')", "select resume_provider('command')") == [
+        "Provider command is paused: bill."
+    ]
+    assert why("update agents set route = '{}'", "update agents set route = '{command}'") == [
+        "Agent shell has no route yet; an administrator gives it one:"
+        " update agents set route = '{...}' where name = 'shell';"
+    ]
+    assert why("select drain_runner('mill')", "select drain_runner('mill', false)") == [
+        "Every runner that could take it is draining."
+    ]
+    assert why("update tasks set requires = '{gpu}'", "update tasks set requires = '{}'") == [
+        "No runner has the labels gpu."
+    ]
+    assert why("update agents set route = '{spare,command}'") == [nothing]
+    assert why("update tasks set provider = 'spare'", "update tasks set provider = null") == [
+        "No runner offers provider spare."
+    ]
+    assert why("update agents set route = '{nowhere:m}'", "update agents set route = '{command}'") == [
+        "The route names provider nowhere, which does not exist."
+    ]
+    hot = "insert into provider_limits (provider, until, level) values ('command', '2999-01-01', {})"
+    for level, guess in ((0, ""), (1, " (a guess)")):
+        assert why(hot.format(level), "delete from provider_limits") == [
+            f"Provider command cools down until 2999-01-01 00:00:00{guess}."
+        ]
+    offers = "set role taskyard_owner; update runner_providers set state = '{}'; reset role"
+    assert why(offers.format("missing"), offers.format("ready")) == ["No runner has provider command ready."]
+
+    other = insert(db, scope="s", priority=9, workspace="/w")
+    assert why() == ["Nothing holds it back: 1 ahead of it, 0 running, 3 slots in all."]
+    claim(db, runner)
+    assert why("update scopes set max_concurrency = 1", "update scopes set max_concurrency = null") == [
+        "Scope s runs 1 of at most 1."
+    ]
+    assert why("update agents set max_concurrency = 1", "update agents set max_concurrency = null") == [
+        "Agent shell runs 1 of at most 1."
+    ]
+    assert why("update tasks set workspace = '/w' where status = 'queued'") == [f"Task {other} uses the workspace /w."]
+
+
+def test_every_reason_of_explain_task_is_tested_here(db: Connection[DictRow]) -> None:
+    source = value(
+        db, "select string_agg(prosrc, '') from pg_proc where proname in ('explain_task', '_explain_queued')"
+    )
+    patterns: list[str] = re.findall(r"(?:format\(\s*|then |else |return next )'((?:[^']|''){9,})'", source)
+    sentences = {pattern.replace("''", "'") for pattern in patterns} - {"There is no task %s.", "10,000 or more"}
+    assert len(sentences) > 20
+    tests = re.sub(r'"\s*r?f?"', "", Path(__file__).read_text()).replace("\\", "")
+    for sentence in sentences:
+        piece = max(sentence.split("%s"), key=len).strip(" .:")
+        assert piece in tests, sentence
+
+
+@pytest.mark.parametrize("view", ["queue", "now_running", "recently_done", "fleet"])
+def test_a_view_fits_a_phone(yard: Yard, view: str) -> None:
+    db = yard.connect()
+    db.execute("set role taskyard_owner")
+    db.execute("alter table tasks alter id restart with 1000000")
+    db.execute("reset role")
+    runners = [register(db, f"a-host-with-a-long-name-{n}.example.org", slots=1000) for n in range(2)]
+    for n in range(6):
+        insert(db, LONG * 9, priority=-1000 + n)
+    insert(db, LONG, run_at="2999-01-01")
+    insert(db, LONG, depends_on=[1000000])
+    attempts = claim(db, runners[0], 4)
+    db.execute("select complete_task(%s, 'completed', to_jsonb(%s::text))", [attempts[0]["attempt_id"], LONG])
+    db.execute("select complete_task(%s, 'permission_denied', p_error => %s)", [attempts[1]["attempt_id"], LONG])
+    db.execute("select cancel_task(1000001, %s)", [LONG])
+    assert value(db, f"select count(*) from {view}") >= 2  # type: ignore[arg-type]
+    command = yard.cluster.psql_command(["-X", "-c", f"table {view}"], database=yard.name)
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert max(len(line) for line in printed.splitlines()) <= 40, printed
+
+
+def test_views_are_in_the_order_that_people_look_for(db: Connection[DictRow]) -> None:
+    runner = register(db)
+    for n in range(2):
+        insert(db, f"running {n}")
+        claim(db, runner)
+    for n in range(2):
+        insert(db, f"done {n}", priority=9)
+        db.execute("select complete_task(attempt_id) from claim_task(%s)", [runner])
+    later, sooner = insert(db, "later", run_at="2999-01-01"), insert(db, "sooner", run_at="2998-01-01")
+    blocked = insert(db, "blocked", depends_on=[later])
+    low, high = insert(db, "low", priority=-1), insert(db, "high", priority=1)
+    assert column(db, "select id from queue") == [high, low, sooner, later, blocked]
+    assert column(db, "select task from now_running") == ["running 0", "running 1"]
+    assert column(db, "select outcome from recently_done") == ["done 1", "done 0"]
+    assert rows(db, "select runner, busy, state from fleet") == [{"runner": "host", "busy": "2/4", "state": "up"}]
+
+
+def test_each_change_of_a_task_is_announced(yard: Yard, db: Connection[DictRow]) -> None:
+    listening, runner = listener(yard, "task_updates"), register(db)
+    task = insert(db, 'a "quoted" prompt')
+    attempt = claim(db, runner)[0]["attempt_id"]
+    db.execute("select complete_task(%s, 'session_lost')", [attempt])
+    db.execute("select complete_task(attempt_id) from claim_task(%s)", [runner])
+    told = [json.loads(n.payload) for n in heard(listening, db)]
+    assert {update["id"] for update in told} == {task}
+    assert [(update["operation"], update["status"]) for update in told] == [
+        ("insert", "queued"),
+        ("update", "running"),
+        ("update", "queued"),
+        ("update", "running"),
+        ("update", "completed"),
+    ]
+
+
+def test_an_announcement_of_ten_thousand_rows_stays_small(yard: Yard, db: Connection[DictRow]) -> None:
+    db.execute("set role taskyard_owner")
+    db.execute("alter table tasks alter id restart with 9007199254000000")
+    db.execute("reset role")
+    listening = listener(yard, "task_updates")
+    ids = column(db, "insert into tasks (prompt) select 'x' from generate_series(1, 10000) returning id")
+    (notification,) = heard(listening, db)
+    assert len(notification.payload.encode()) < 8000
+    told = json.loads(notification.payload)
+    assert (told["operation"], told["status"], told["id"]) == ("insert", "queued", told["ids"][0])
+    assert set(told["ids"]) <= set(ids)
+
+
+def test_a_busy_session_says_only_that_there_was_more(yard: Yard, db: Connection[DictRow]) -> None:
+    listening = listener(yard, "task_updates")
+    runner = register(db)
+    for _ in range(200):
+        insert(db, agent="default")
+    told = [json.loads(n.payload) for n in heard(listening, db)]
+    assert 20 <= len(told) < 100
+    claim(db, runner)  # it comes to rest
+    last = json.loads(heard(listening, db)[-1].payload)
+    assert (last["operation"], last["status"]) == ("refresh", None)
+
+
+def test_new_tasks_wake_runners_only_if_one_sleeps(yard: Yard, db: Connection[DictRow]) -> None:
+    listening, sleeper = listener(yard, "task_ready"), yard.connect("runner")
+    for asleep in (False, True, False):
+        if asleep:
+            sleeper.execute("select taskyard.sleep_begin()")
+        insert(db)
+        insert(db, run_at="2999-01-01")  # nothing to do now
+        assert len(heard(listening, db)) == int(asleep)
+        if asleep:
+            db.execute("update tasks set run_at = null where status = 'scheduled'")
+            assert heard(listening, db) != []
+            sleeper.execute("select taskyard.sleep_end()")
