@@ -108,7 +108,8 @@ def _use_our_schema(connection: Connection[DictRow]) -> None:
 
 def unreachable(dsn: str, error: psycopg.OperationalError) -> TaskyardError:
     """What to tell a person whose database does not answer."""
-    reason = str(error).strip().split("\n")[-1].strip()
+    lines = [line.strip() for line in str(error).strip().split("\n")]
+    reason = next((line.split("failed: ", 1)[1] for line in lines if "failed: " in line), lines[-1])
     hint = "Is it running? The embedded one starts with: taskyard db start"
     if "password" in reason or "authentication" in reason:
         hint = "Check the user and the password (a passfile keeps it out of the command line)."

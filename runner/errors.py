@@ -26,6 +26,8 @@ def from_database(error: psycopg.Error) -> TaskyardError:
     hint = " ".join(part for part in (diagnostic.message_detail, diagnostic.message_hint) if part)
     if isinstance(error, psycopg.errors.InsufficientPrivilege) and not hint:
         hint = "Ask an administrator for one of: taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin."
-    elif isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction):
+    elif isinstance(
+        error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedFunction | psycopg.errors.InvalidSchemaName
+    ):
         hint = "If this database has no current Taskyard yet, run: taskyard install"
     return TaskyardError(message, hint, error.sqlstate)

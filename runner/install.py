@@ -54,6 +54,11 @@ def _migrations(folder: Traversable) -> list[tuple[int, str, str]]:
     return pending
 
 
+def newest_schema(folder: Traversable | None = None) -> int:
+    """The number of the schema that this version of Taskyard installs."""
+    return max([BASELINE, *(number for number, _, _ in _migrations(folder or sql_folder()))])
+
+
 def schema_number(connection: Connection[DictRow]) -> int | None:
     """The number of the schema in this database; None where there is none."""
     row = connection.execute("select to_regclass('taskyard.schema_migrations') is not null as present").fetchone()
@@ -81,7 +86,7 @@ def install(
     except psycopg.errors.InsufficientPrivilege as error:
         raise TaskyardError(
             f"This login may not install Taskyard here: {error.diag.message_primary}.",
-            "It needs CREATE on the database and CREATEROLE (or membership in taskyard_owner); superuser is not needed.",
+            "It needs CREATE on the database and CREATEROLE (or membership in taskyard_owner), not superuser.",
             error.sqlstate,
         ) from error
     except psycopg.errors.LockNotAvailable as error:
@@ -103,7 +108,7 @@ def _install(connection: Connection[DictRow], progress: Callable[[str], None], f
     connection.execute("set local client_min_messages = warning")
     connection.execute("select pg_advisory_xact_lock(742199, 0)")
     migrations = _migrations(folder)
-    newest = max([BASELINE, *(number for number, _, _ in migrations)])
+    newest = newest_schema(folder)
     before = schema_number(connection)
     if before is not None and before > newest:
         raise TaskyardError(
@@ -186,14 +191,17 @@ def _grant_pgmq(connection: Connection[DictRow]) -> None:
     connection.execute("grant all on all tables in schema pgmq to taskyard_owner")
 
 
-def _set_search_path(connection: Connection[DictRow]) -> bool:
-    """So that people write tasks, not taskyard.tasks. Returns False where the database is not ours to set."""
+DEFAULT_PATH = '"$user", public'
+
+
+def _search_path(connection: Connection[DictRow]) -> tuple[str, bool, str]:
+    """The database's name, whether it is ours to alter, and the search path set for it (or PostgreSQL's default)."""
     row = connection.execute(
         """
         select d.datname as name, pg_has_role(d.datdba, 'usage') as ours, x.path
         from pg_database d
         left join lateral (
-            select split_part(c, '=', 2) as path
+            select substr(c, 13) as path
             from pg_db_role_setting s cross join lateral unnest(s.setconfig) c
             where s.setdatabase = d.oid and s.setrole = 0 and c like 'search_path=%'
         ) x on true
@@ -201,19 +209,33 @@ def _set_search_path(connection: Connection[DictRow]) -> bool:
         """
     ).fetchone()
     assert row is not None
-    path = row["path"] or '"$user", public'
+    return row["name"], row["ours"], row["path"] or DEFAULT_PATH
+
+
+def _alter_search_path(connection: Connection[DictRow], database: str, path: str) -> None:
+    # The path is a list of names as PostgreSQL itself gave it to us.
+    statement = sql.SQL("alter database {} set search_path = " + path)  # pyright: ignore[reportArgumentType]
+    connection.execute(statement.format(sql.Identifier(database)))
+
+
+def _set_search_path(connection: Connection[DictRow]) -> bool:
+    """So that people write tasks, not taskyard.tasks. Returns False where the database is not ours to set."""
+    database, ours, path = _search_path(connection)
     if "taskyard" in re.split(r"[\s,]+", path):
         return True
-    if not row["ours"]:
-        return False
-    # Last: a table that people already have there keeps its name, and what they create goes where it went.
-    connection.execute(
-        sql.SQL("alter database {} set search_path = {}").format(
-            sql.Identifier(row["name"]),
-            sql.SQL(f"{path}, taskyard"),  # pyright: ignore[reportArgumentType]
-        )
-    )
-    return True
+    if ours:
+        # Last: a table that people already have there keeps its name, and what they create goes where it went.
+        _alter_search_path(connection, database, f"{path}, taskyard")
+    return ours
+
+
+def _reset_search_path(connection: Connection[DictRow]) -> None:
+    database, ours, path = _search_path(connection)
+    before = re.sub(r",\s*taskyard\b", "", path)
+    if ours and before == DEFAULT_PATH:
+        connection.execute(sql.SQL("alter database {} reset search_path").format(sql.Identifier(database)))
+    elif ours and before != path:
+        _alter_search_path(connection, database, before)
 
 
 def uninstall(connection: Connection[DictRow]) -> None:
@@ -227,10 +249,6 @@ def uninstall(connection: Connection[DictRow]) -> None:
         connection.execute("select pg_advisory_xact_lock(742199, 0)")
         connection.execute("set local role taskyard_owner")
         connection.execute("drop schema taskyard cascade")
+        connection.execute("alter default privileges grant execute on functions to public")
         connection.execute("reset role")
-        row = connection.execute(
-            "select d.datname as name, pg_has_role(d.datdba, 'usage') as ours from pg_database d"
-            " where d.datname = current_database()"
-        ).fetchone()
-        if row and row["ours"]:
-            connection.execute(sql.SQL("alter database {} reset search_path").format(sql.Identifier(row["name"])))
+        _reset_search_path(connection)

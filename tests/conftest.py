@@ -15,7 +15,6 @@ import pytest
 from psycopg import Connection, sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
-
 from taskyard.runner.install import install
 from taskyard.runner.postgres import Cluster
 
@@ -61,7 +60,7 @@ def servers(temporary_home: Callable[[], Path]) -> Iterator[Callable[[str], Clus
             with psycopg.connect(cluster.url("postgres", admin=True), autocommit=True) as admin:
                 admin.execute("alter system set fsync = off")
                 admin.execute("select pg_reload_conf()")
-                admin.execute("create database yard_template owner taskyard")
+                admin.execute("create database yard_template owner yard")
             with psycopg.connect(cluster.url("yard_template"), autocommit=True, row_factory=dict_row) as owner:
                 install(owner)
         return started[version]
@@ -106,9 +105,7 @@ class Yard:
         with psycopg.connect(self.superuser_dsn, autocommit=True) as admin:
             login = f"{name}_{self.name}"
             admin.execute(sql.SQL("create role {} login password 'secret'").format(sql.Identifier(login)))
-            admin.execute(
-                sql.SQL("grant {} to {}").format(sql.Identifier(f"taskyard_{role}"), sql.Identifier(login))
-            )
+            admin.execute(sql.SQL("grant {} to {}").format(sql.Identifier(f"taskyard_{role}"), sql.Identifier(login)))
         return make_conninfo(self.dsn, user=login, password="secret")
 
 
@@ -127,7 +124,11 @@ def yard18(servers: Callable[[str], Cluster]) -> Iterator[Yard]:
 def _fresh(cluster: Cluster) -> Iterator[Yard]:
     name = f"yard_{next(_numbers)}"
     with psycopg.connect(cluster.url("postgres", admin=True), autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {} template yard_template owner taskyard").format(sql.Identifier(name)))
+        admin.execute(
+            sql.SQL("create database {} template yard_template owner yard strategy file_copy").format(
+                sql.Identifier(name)
+            )
+        )
         admin.execute(
             sql.SQL('alter database {} set search_path = "$user", public, taskyard').format(sql.Identifier(name))
         )

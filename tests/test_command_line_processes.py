@@ -204,7 +204,7 @@ def test_db_status_and_url_tell_of_the_embedded_server(start: Start, yard18: Yar
     process = start(None, "db", "status", "--json", TASKYARD_HOME=home)
     assert process.end() == 0
     assert json.loads(process.out)["running"] is True
-    for arguments, role in (([], "taskyard"), (["--admin"], "postgres")):
+    for arguments, role in (([], "yard"), (["--admin"], "postgres")):
         process = start(None, "db", "url", *arguments, TASKYARD_HOME=home)
         assert process.end() == 0
         with psycopg.connect(process.out.decode().strip()) as connection:

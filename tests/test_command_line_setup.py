@@ -22,7 +22,7 @@ def bare(yard18: Yard) -> Iterator[str]:
     """A database without Taskyard; its connection string."""
     name = f"bare_{yard18.name}"
     with psycopg.connect(yard18.cluster.url("postgres", admin=True), autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {} owner taskyard").format(sql.Identifier(name)))
+        admin.execute(sql.SQL("create database {} owner yard").format(sql.Identifier(name)))
         yield yard18.cluster.url(name)
         admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 

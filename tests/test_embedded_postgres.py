@@ -93,9 +93,7 @@ def over_tcp(cluster: Cluster) -> str:
 
 def modes_above(*paths: Path) -> dict[Path, tuple[int, int, int]]:
     folders = {folder for path in paths for folder in path.parents}
-    return {
-        folder: (found.st_mode, found.st_uid, found.st_gid) for folder in folders for found in [folder.stat()]
-    }
+    return {folder: (found.st_mode, found.st_uid, found.st_gid) for folder in folders for found in [folder.stat()]}
 
 
 def test_first_start_makes_a_running_server_and_a_second_start_does_nothing(home: Path) -> None:
@@ -140,22 +138,14 @@ def test_the_cluster_is_set_up_as_promised(cluster: Cluster) -> None:
     }
     assert {name: query(cluster.url(), f"show {name}") for name in promised} == promised
     assert query(cluster.url(), "show wal_compression") != "off"
-    database = (
-        "select datcollate || ' ' || datdba::regrole from pg_database where datname = current_database()"
-    )
-    assert query(cluster.url(), database) == "C taskyard"
+    database = "select datcollate || ' ' || datdba::regrole from pg_database where datname = current_database()"
+    assert query(cluster.url(), database) == "C yard"
     role = "select row(rolsuper, rolcreaterole, rolcreatedb)::text from pg_roles where rolname = current_user"
     assert query(cluster.url(), role) == "(f,t,f)"
-    assert (
-        query(cluster.url("postgres", admin=True), "select current_user || current_database()")
-        == "postgrespostgres"
-    )
+    assert query(cluster.url("postgres", admin=True), "select current_user || current_database()") == "postgrespostgres"
     rule = "distinct auth_method || ' ' || coalesce(address, type), ', '"
     rules = f"select string_agg({rule}) from pg_hba_file_rules"
-    assert (
-        query(cluster.url(admin=True), rules)
-        == "scram-sha-256 127.0.0.1, scram-sha-256 ::1, scram-sha-256 local"
-    )
+    assert query(cluster.url(admin=True), rules) == "scram-sha-256 127.0.0.1, scram-sha-256 ::1, scram-sha-256 local"
 
 
 def test_starters_at_once_end_with_one_server(home: Path) -> None:
@@ -187,9 +177,7 @@ def test_the_server_survives_a_starter_that_is_killed_with_its_group(home: Path,
 
 @pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("step", ["creating the database cluster", "starting the server"])
-def test_a_starter_killed_half_way_leaves_nothing_that_hinders_the_next(
-    home: Path, step: str, killer: int
-) -> None:
+def test_a_starter_killed_half_way_leaves_nothing_that_hinders_the_next(home: Path, step: str, killer: int) -> None:
     process = starter(home)
     assert process.stdout is not None
     assert f"{step}\n" in iter(process.stdout.readline, "")
@@ -284,16 +272,13 @@ def test_secrets_are_private_and_nowhere_else(home: Path, cluster: Cluster) -> N
     passwords = {line.rsplit(":", 1)[1] for line in passfile.read_text().splitlines()}
     assert len(passwords) == 2 and all(len(password) > 40 for password in passwords)
     logs = "".join(log.read_text() for log in (home / "log").iterdir())
-    others = (
-        "".join(path.read_text() for path in (home / "data").glob("*.conf"))
-        + (home / "server.json").read_text()
-    )
+    others = "".join(path.read_text() for path in (home / "data").glob("*.conf")) + (home / "server.json").read_text()
     argv = " ".join(cluster.psql_command())
     assert not any(password in text for password in passwords for text in (logs, others, argv, cluster.url()))
     assert not list(home.glob(".creating-*"))
 
 
-@pytest.mark.parametrize("role", ["taskyard", "postgres"])
+@pytest.mark.parametrize("role", ["yard", "postgres"])
 @pytest.mark.parametrize("password", ["wrong", None])
 def test_a_wrong_password_is_refused_over_tcp_and_over_the_socket(
     cluster: Cluster, role: str, password: str | None
@@ -319,7 +304,7 @@ def test_psql_takes_the_command(cluster: Cluster) -> None:
     command = cluster.psql_command(["--no-psqlrc", "-Atc", "select current_user"])
     assert command[0] == find_psql()
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert done.stdout == "taskyard\n", done.stderr
+    assert done.stdout == "yard\n", done.stderr
 
 
 def test_no_permission_of_folders_above_is_changed(home: Path) -> None:
@@ -430,15 +415,11 @@ def test_the_systems_binaries_work_too(home: Path, monkeypatch: pytest.MonkeyPat
 
 
 @needs_15
-def test_a_cluster_of_another_major_version_is_refused(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_of_another_major_version_is_refused(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     made_by = binaries.find_binaries().major
     cluster.stop()
     monkeypatch.setenv("TASKYARD_PG_BIN", str(DEBIAN_15))
-    with pytest.raises(
-        PostgresError, match=rf"made by PostgreSQL {made_by}, but .* are PostgreSQL 15"
-    ) as refused:
+    with pytest.raises(PostgresError, match=rf"made by PostgreSQL {made_by}, but .* are PostgreSQL 15") as refused:
         cluster.start()
     assert "TASKYARD_PG_BIN" in refused.value.hint
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-
+from taskyard.runner.connection import connect
 from taskyard.runner.install import install
 from taskyard.runner.postgres import Cluster
 
@@ -153,7 +153,7 @@ def test_every_task_runs_exactly_once_with_16_runners_and_limits_hold(yard18: Ya
 def own_server(temporary_home: Callable[[], Path], tmp_path: Path) -> Iterator[Cluster]:
     cluster = Cluster(temporary_home())
     cluster.start()
-    with psycopg.connect(cluster.url(), autocommit=True, row_factory=psycopg.rows.dict_row) as db:
+    with connect(cluster.url()) as db:
         install(db)
     yield cluster
     cluster.stop("immediate")
@@ -164,7 +164,7 @@ def test_postgres_restarted_under_load_loses_nothing_and_runners_go_on(own_serve
     with fleet_on(own_server.url(), tmp_path) as fleet:
         for name in ("a", "b"):
             fleet.start(name, "--slots", "8")
-        with psycopg.connect(own_server.url(), autocommit=True, row_factory=psycopg.rows.dict_row) as sql:
+        with connect(own_server.url()) as sql:
             sql.execute(
                 "insert into tasks (prompt, agent, max_attempts) select 'sleep 0.2; echo ' || g, 'shell', 1 from generate_series(1, %s) g",
                 (total,),
@@ -176,10 +176,10 @@ def test_postgres_restarted_under_load_loses_nothing_and_runners_go_on(own_serve
         for mode in ("fast", "immediate"):
             own_server.stop(mode)
             own_server.start()
-            with psycopg.connect(own_server.url(), autocommit=True, row_factory=psycopg.rows.dict_row) as sql:
+            with connect(own_server.url()) as sql:
                 done = value(sql, "select count(*) from tasks where status = 'completed'")
                 until(lambda: value(sql, "select count(*) from tasks where status = 'completed'") > done + 20, 40)  # noqa: B023
-        with psycopg.connect(own_server.url(), autocommit=True, row_factory=psycopg.rows.dict_row) as sql:
+        with connect(own_server.url()) as sql:
             until(lambda: value(sql, "select count(*) from tasks where finished_at is null") == 0, 90)
             assert rows(sql, "select status::text, count(*) from tasks group by 1") == [
                 {"status": "completed", "count": total + 1}
@@ -197,11 +197,11 @@ def test_a_crashed_embedded_server_is_started_again_by_the_runner(
     cluster = Cluster(home)
     cluster.start()
     try:
-        with psycopg.connect(cluster.url(), autocommit=True, row_factory=psycopg.rows.dict_row) as db:
+        with connect(cluster.url()) as db:
             install(db)
         with fleet_on("", tmp_path) as fleet:
             fleet.start("a", env={"TASKYARD_HOME": str(home)})
-            with psycopg.connect(cluster.url(), autocommit=True, row_factory=psycopg.rows.dict_row) as sql:
+            with connect(cluster.url()) as sql:
                 until(lambda: value(sql, "select locked from runners"))
             pid = cluster.status().pid
             assert pid
@@ -217,7 +217,7 @@ def test_a_crashed_embedded_server_is_started_again_by_the_runner(
                 return True
 
             until(answers, 20)
-            with psycopg.connect(cluster.url(), autocommit=True, row_factory=psycopg.rows.dict_row) as sql:
+            with connect(cluster.url()) as sql:
                 until(lambda: value(sql, "select result #>> '{}' from tasks limit 1") == "back", 20)
     finally:
         cluster.stop("immediate")

@@ -37,7 +37,7 @@ def empty(request: pytest.FixtureRequest, servers: Callable[[str], Cluster]) -> 
 def another(cluster: Cluster) -> Generator[Yard]:
     name = f"empty_{next(_numbers)}"
     with psycopg.connect(cluster.url("postgres", admin=True), autocommit=True) as admin:
-        admin.execute(sql.SQL("create database {} owner taskyard").format(sql.Identifier(name)))
+        admin.execute(sql.SQL("create database {} owner yard").format(sql.Identifier(name)))
         with contextlib.ExitStack() as stack:
             yield Yard(cluster, name, stack)
         admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
@@ -266,7 +266,7 @@ def person(request: pytest.FixtureRequest, empty: Yard) -> Callable[[], Connecti
     """Makes connections of somebody who may do everything in the database, by the kind of login."""
     if request.param == "the login that installs":
         return empty.connect
-    kept = login(empty, "taskyard", create=True).info.dsn
+    kept = login(empty, "yard", create=True).info.dsn
     return lambda: empty.stack.enter_context(
         Connection[DictRow].connect(kept, password="secret", autocommit=True, row_factory=dict_row)
     )

@@ -64,7 +64,9 @@ def test_the_prompt_comes_on_standard_input_also_when_it_is_a_megabyte_and_unrea
     fleet: Fleet, sql: Connection[DictRow]
 ) -> None:
     fleet.start("a")
-    sql.execute("insert into agents (name, route, command) values ('count', '{command}', '{wc,-c}'), ('deaf', '{command}', '{true}')")
+    sql.execute(
+        "insert into agents (name, route, command) values ('count', '{command}', '{wc,-c}'), ('deaf', '{command}', '{true}')"
+    )
     for agent in ("count", "deaf"):
         sql.execute("insert into tasks (prompt, agent) values (repeat('x', 1 << 20), %s)", (agent,))
     assert ended(sql, 1)["result"] == str(1 << 20)
@@ -74,7 +76,9 @@ def test_the_prompt_comes_on_standard_input_also_when_it_is_a_megabyte_and_unrea
 def test_an_agent_of_format_json_gives_a_document_or_fails(fleet: Fleet, sql: Connection[DictRow]) -> None:
     fleet.start("a")
     sql.execute("insert into agents (name, route, command, result_format) values ('j', '{command}', '{sh,-s}', 'json')")
-    sql.execute("insert into tasks (prompt, agent, max_attempts) values ('echo ''{\"n\": [1, 2]}''', 'j', 1), ('echo no json', 'j', 1)")
+    sql.execute(
+        "insert into tasks (prompt, agent, max_attempts) values ('echo ''{\"n\": [1, 2]}''', 'j', 1), ('echo no json', 'j', 1)"
+    )
     assert ended(sql, 1)["result"] == {"n": [1, 2]}
     failed = ended(sql, 2)
     assert failed["status"] == "failed"
@@ -121,7 +125,11 @@ def test_a_command_that_does_not_exist_fails_with_a_sentence(fleet: Fleet, sql: 
 def test_past_its_timeout_the_whole_group_is_ended(fleet: Fleet, sql: Connection[DictRow], tmp_path: Path) -> None:
     fleet.start("a")
     pids = tmp_path / "pids"
-    task = submit(sql, f"trap '' TERM; (trap '' TERM; echo $$ >> {pids}; exec sleep 301) & echo $! >> {pids}; wait; sleep 302", timeout="1 second")
+    task = submit(
+        sql,
+        f"trap '' TERM; (trap '' TERM; echo $$ >> {pids}; exec sleep 301) & echo $! >> {pids}; wait; sleep 302",
+        timeout="1 second",
+    )
     assert "Stopped after" in str(ended(sql, task)["error"])
     assert value(sql, "select outcome from attempts") == "timed_out"
     until(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()), 5, "for the group to be gone")

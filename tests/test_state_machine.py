@@ -165,7 +165,7 @@ class YardMachine(RuleBasedStateMachine):
         count: int,
     ) -> Any:
         known = column(self.db, "select id from tasks order by id")
-        depends_on = data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True)) if known else []
+        depends_on: list[int] = data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True)) if known else []
         made = column(
             self.db,
             "insert into tasks (prompt, agent, scope, priority, workspace, max_attempts, on_dependency_failure, depends_on, run_at)"
@@ -293,7 +293,8 @@ def test_whatever_runners_and_people_do_the_invariants_hold_and_everything_ends(
             max_examples=int(os.environ.get("TASKYARD_EXAMPLES", "12")),
             stateful_step_count=40,
             deadline=None,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
             print_blob=True,
+            phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes; the printed steps are short enough
         ),
     )

@@ -16,7 +16,7 @@ from .. import health
 from ..connection import redacted
 from ..errors import TaskyardError, from_database
 from ..health import Runner
-from ..install import BASELINE, OLDEST_SERVER, schema_number, sql_folder
+from ..install import OLDEST_SERVER, newest_schema, schema_number
 from ..postgres import PostgresError, find_binaries
 from ..queries import Yard, agents
 from .failures import FAILED, is_lost
@@ -120,13 +120,6 @@ def judge_default_route(known: Sequence[dict[str, Any]]) -> Finding:
         return Finding("default agent", "ok", ", ".join(route))
     cure = "update agents set route = '{command}', command = '{sh,-s}' where name = 'default';"
     return Finding("default agent", "remark", "It has no route, so tasks that name no agent wait.", cure)
-
-
-def newest_schema() -> int:
-    """The number of the schema that this installation would install (see runner/install.py)."""
-    folder = sql_folder().joinpath("migrations")
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    return max([BASELINE, *(int(name[:4]) for name in names if re.match(r"\d{4}_", name))])
 
 
 def examine(state: State) -> Iterator[Finding]:

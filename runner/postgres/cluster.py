@@ -17,7 +17,7 @@ from .binaries import Binaries, find_binaries, find_psql, reachable_by
 from .creation import create_cluster, remove_half_made
 from .errors import PostgresError
 from .files import locked, read_file
-from .passfile import ADMIN, ROLE, libpq_url, read_passwords, write_passwords
+from .passfile import ADMIN, DATABASE, ROLE, libpq_url, read_passwords, write_passwords
 from .places import Address, choose_address, default_home, port_is_free, prepare_home, socket_folder
 from .postmaster import START_LOG, clear_remains, find_postmaster, last_log, log_tail
 from .settings import settings_text, write_settings
@@ -116,7 +116,7 @@ class Cluster:
                 log=last_log(self._log),
             )
 
-    def url(self, database: str = ROLE, admin: bool = False) -> str:
+    def url(self, database: str = DATABASE, admin: bool = False) -> str:
         """A URL for psql, psycopg and everything else built on libpq; it names the file with the password.
 
         It is for the role `taskyard`, or with `admin` for the superuser `postgres`.
@@ -128,7 +128,7 @@ class Cluster:
             raise PostgresError(f"There is no database cluster in {self.home} yet.", "Start the server first.")
         return libpq_url(address, self._passfile, ADMIN if admin else ROLE, database)
 
-    def psql_command(self, args: Sequence[str] = (), database: str = ROLE, admin: bool = False) -> list[str]:
+    def psql_command(self, args: Sequence[str] = (), database: str = DATABASE, admin: bool = False) -> list[str]:
         """The argv of a psql connected to the cluster, with `args` appended, for the caller to exec.
 
         Raises PostgresError if there is no psql, or the cluster has never been started.

@@ -10,7 +10,7 @@ from .account import Account, run
 from .binaries import Binaries
 from .errors import PostgresError
 from .files import sync_folder, write_file
-from .passfile import ADMIN, ROLE, new_passwords, write_passwords
+from .passfile import ADMIN, DATABASE, ROLE, new_passwords, write_passwords
 from .places import Address
 from .settings import write_access_rules
 
@@ -85,7 +85,7 @@ def _make_role_and_database(data: Path, password: str, binaries: Binaries, accou
     options = [item for setting in settings for item in ("-c", setting)]
     statements = (
         f"create role {ROLE} login createrole password '{password}'",
-        f"create database {ROLE} owner {ROLE}",
+        f"create database {DATABASE} owner {ROLE}",
     )
     done = run(
         [binaries.program("postgres"), "--single", "-D", str(data), *options, ADMIN],

@@ -12,7 +12,9 @@ from .files import write_file
 from .places import Address
 
 ADMIN = "postgres"
-ROLE = "taskyard"
+# Not "taskyard": the schema of that name would be this login's own ("$user") and come first in its search path.
+ROLE = "yard"
+DATABASE = "taskyard"
 
 
 def new_passwords() -> dict[str, str]:

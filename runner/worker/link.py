@@ -1,7 +1,7 @@
 """The runner's way to its database: calls that go through however long the server is away.
 
-Two connections: `hand` for the verbs, `ear` for notifications and the session lock. Behind a transaction pooler there is only the
-hand, without prepared statements.
+Two connections: `hand` for the verbs, `ear` for notifications and the session lock. Behind a transaction pooler there
+is only the hand, without prepared statements.
 """
 
 import asyncio
@@ -114,7 +114,7 @@ class Link:
                 await asyncio.wait_for(asyncio.shield(hand.close()), 1)
 
     async def sleep_begin(self) -> bool:
-        """Declare that this runner waits for notifications. False where that makes no sense (pooler, declared already)."""
+        """Declare that this runner waits for notifications. False behind a pooler, or where it has declared so."""
         if self._pooler or self.sleeping:
             return False
         await self.call(verbs.sleep_begin)
@@ -127,7 +127,7 @@ class Link:
             self.sleeping = False
 
     async def hear(self, runner: int) -> None:
-        """Hold the session lock and pass notifications on, for ever; returns only when the runner is not registered any more."""
+        """Hold the session lock and pass notifications on, for ever."""
         while True:
             ear: verbs.Connection | None = None
             try:

@@ -31,7 +31,10 @@ TICK = 1.0
 
 @dataclass(kw_only=True)
 class Options:
-    """How to run. `pooler`: the DSN leads through a transaction pooler, so no LISTEN, no session lock, no prepared statements."""
+    """How to run.
+
+    `pooler`: the DSN leads through a transaction pooler, so no LISTEN, no session lock, no prepared statements.
+    """
 
     dsn: str
     name: str

@@ -151,7 +151,8 @@ class Child:
                 finally:
                     loop.remove_reader(descriptor)
                     os.close(descriptor)
-        while (code := self._process.returncode) is None:
+        # asyncio has yet to reap it, and offers nothing to wait for
+        while (code := self._process.returncode) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         return code
 

@@ -35,7 +35,7 @@ declare
     v_lanes integer[];
     v_lowest integer;
     v_lane integer;
-    v_rivals integer;
+    v_share double precision;
     v_provider text;
     v_account text;
     v_model text;
@@ -90,15 +90,17 @@ begin
                     and s.paused_at is null
                     and l.requires <@ p_labels
             )
-            select w.n, w.first_spin, w.second_spin, contest.rivals, best.*
-            into v_seen, v_first_seen, v_second_seen, v_rivals, v_lane, v_provider, v_account, v_model
+            select w.n, w.first_spin, w.second_spin, best.*
+            into v_seen, v_first_seen, v_second_seen, v_share, v_lane, v_provider, v_account, v_model
             from (
                 select count(*) as n, max(spin) filter (where lap = 1) as first_spin, max(spin) filter (where lap = 2) as second_spin
                 from ring
             ) w
-            cross join (select count(distinct lane.scope)::integer as rivals from lane) contest
+            cross join (
+                select count(*) as rivals, sum(d.weight) as weights from (select distinct lane.scope, lane.weight from lane) d
+            ) contest
             left join lateral (
-                select lane.id, offer.provider, offer.account, offer.model
+                select lane.weight::float8 / contest.weights as share, lane.id, offer.provider, offer.account, offer.model
                 from lane
                 cross join lateral (
                     select * from _offers(p_runner, lane.route, lane.provider, lane.model) limit 1
@@ -125,7 +127,7 @@ begin
             ) best on true;
 
             if v_lane is not null then
-                select l.id, l.exclusive, v_rivals, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, v_account, v_model, p.adapter, p.settings,
+                select l.id, l.exclusive, v_share, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, v_account, v_model, p.adapter, p.settings,
                     a.command, a.result_format, a.system_prompt, a.tools, a.verify, a.timeout
                 into v_choice
                 from lanes l
@@ -160,7 +162,7 @@ begin
     -- With the first entry of the route, which is nearly always the one.
     select l.id, l.exclusive, 1, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, rp.account, coalesce(l.model, nullif(split_part(a.route[1], ':', 2), '')), p.adapter, p.settings,
         a.command, a.result_format, a.system_prompt, a.tools, a.verify, a.timeout
-    into v_choice.lane_id, v_choice.exclusive, v_choice.rivals, v_choice.scope, v_choice.agent, v_choice.scope_max, v_choice.agent_max,
+    into v_choice.lane_id, v_choice.exclusive, v_choice.share, v_choice.scope, v_choice.agent, v_choice.scope_max, v_choice.agent_max,
         v_choice.provider, v_choice.account, v_choice.model, v_choice.adapter, v_choice.settings, v_choice.command, v_choice.result_format,
         v_choice.system_prompt, v_choice.tools, v_choice.verify, v_choice.timeout
     from lanes l

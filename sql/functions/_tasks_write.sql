@@ -79,7 +79,7 @@ as $$
 declare
     v_missing text;
 begin
-    if p_task.prompt is null or btrim(p_task.prompt, E' \t\r\n') = '' then
+    if p_task.prompt is null or p_task.prompt !~ E'[^[:space:]\u00a0\u200b\u2060\ufeff]' then
         raise exception using
             errcode = 'TY001',
             message = 'A task needs a prompt.',
@@ -112,26 +112,26 @@ begin
     if p_task.on_dependency_failure is null or p_task.on_dependency_failure not in ('fail', 'run') then
         raise exception using
             errcode = 'TY001',
-            message = format('on_dependency_failure cannot be "%s".', p_task.on_dependency_failure),
+            message = format('on_dependency_failure cannot be "%s".', left(p_task.on_dependency_failure, 100)),
             hint = 'Use fail or run.';
     end if;
     if p_task.on_limit is null or p_task.on_limit !~ '^(switch|wait|switch after .+)$' then
         raise exception using
             errcode = 'TY001',
-            message = format('on_limit cannot be "%s".', p_task.on_limit),
+            message = format('on_limit cannot be "%s".', left(p_task.on_limit, 100)),
             hint = 'Use switch, wait, or: switch after 2 hours';
     elsif p_task.on_limit like 'switch after %' then
         begin
             if substr(p_task.on_limit, 14)::interval <= interval '0' then
                 raise exception using
                     errcode = 'TY001',
-                    message = format('on_limit "%s" does not name a time ahead.', p_task.on_limit),
+                    message = format('on_limit "%s" does not name a time ahead.', left(p_task.on_limit, 100)),
                     hint = 'For example: switch after 2 hours';
             end if;
         exception when invalid_datetime_format or datetime_field_overflow or interval_field_overflow then
             raise exception using
                 errcode = 'TY001',
-                message = format('on_limit "%s" does not name an interval.', p_task.on_limit),
+                message = format('on_limit "%s" does not name an interval.', left(p_task.on_limit, 100)),
                 hint = 'For example: switch after 2 hours';
         end;
     end if;
@@ -158,6 +158,12 @@ begin
             errcode = 'TY001',
             message = 'The payload is larger than 4 MB.',
             hint = 'Put large material into files of the workspace.';
+    end if;
+    if p_task.parent_id is not null and not exists (select from tasks t where t.id = p_task.parent_id) then
+        raise exception using
+            errcode = 'TY002',
+            message = format('There is no task %s to be the parent.', p_task.parent_id),
+            hint = 'Insert the parent first, or leave parent_id out.';
     end if;
     if cardinality(p_task.depends_on) > 0 then
         if cardinality(p_task.depends_on) > 1000 then
@@ -243,10 +249,10 @@ begin
                 hint = 'Insert another task instead.';
         end if;
         v_edited := (new.prompt, new.agent, new.scope, new.priority, new.depends_on, new.on_dependency_failure, new.payload,
-            new.workspace, new.requires, new.provider, new.model, new.on_limit, new.dedupe_key, new.max_attempts, new.timeout)
+            new.run_at, new.workspace, new.verify, new.requires, new.provider, new.model, new.on_limit, new.dedupe_key, new.max_attempts, new.timeout)
             is distinct from
             (old.prompt, old.agent, old.scope, old.priority, old.depends_on, old.on_dependency_failure, old.payload,
-                old.workspace, old.requires, old.provider, old.model, old.on_limit, old.dedupe_key, old.max_attempts, old.timeout);
+                old.run_at, old.workspace, old.verify, old.requires, old.provider, old.model, old.on_limit, old.dedupe_key, old.max_attempts, old.timeout);
         if v_edited and old.status in ('running', 'completed') and old.status = new.status then
             raise exception using
                 errcode = 'TY004',

@@ -85,8 +85,8 @@ begin
             exit when v_lane.lane_id is null;
         end if;
 
-        -- A fair share of a batch, so that one claim of 50 does not hand everything to the first of five scopes.
-        v_take := case when v_left = 1 then 1 else greatest(1, ceil(v_left::numeric / greatest(v_lane.rivals, 1)))::integer end;
+        -- A fair share of a batch, by weight: one claim of 50 does not hand everything to the first of five scopes.
+        v_take := case when v_left = 1 then 1 else greatest(1, ceil(v_left * v_lane.share))::integer end;
         if v_lane.scope_max is not null or v_lane.agent_max is not null then
             v_take := least(v_take, _room(v_lane.scope, v_lane.scope_max, v_lane.agent, v_lane.agent_max, v_waited));
             v_waited := true;

@@ -131,13 +131,13 @@ begin
         end loop;
         for v_line in
             select case
+                when p.name is null then format('The route names provider %s, which does not exist.', split_part(e.entry, ':', 1))
                 when p.paused_at is not null then format('Provider %s is paused%s.', p.name, coalesce(': ' || p.paused_reason, ''))
                 when l.until is not null then format('Provider %s cools down until %s%s.', p.name, to_char(l.until, 'YYYY-MM-DD HH24:MI:SS'), case when l.level > 0 then ' (a guess)' else '' end)
                 when not exists (select from runner_providers rp join runners r on r.id = rp.runner_id where rp.provider = p.name and r.gone_at is null)
                     then format('No runner offers provider %s.', p.name)
                 when not exists (select from runner_providers rp join runners r on r.id = rp.runner_id where rp.provider = p.name and r.gone_at is null and rp.state = 'ready')
                     then format('No runner has provider %s ready.', p.name)
-                when p.name is null then format('The route names provider %s, which does not exist.', split_part(e.entry, ':', 1))
             end
             from unnest(v_route) with ordinality e (entry, preference)
             left join providers p on p.name = split_part(e.entry, ':', 1)

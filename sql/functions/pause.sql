@@ -9,7 +9,7 @@ begin
     if not found then
         raise exception using
             errcode = 'TY002',
-            message = format('There is no scope "%s".', p_name),
+            message = format('There is no scope "%s".', left(p_name, 100)),
             hint = 'See: select name from scopes;';
     end if;
     perform _log(null, null, 'scope_paused', jsonb_build_object('scope', p_name, 'why', p_why));
@@ -29,7 +29,7 @@ begin
     if not found then
         raise exception using
             errcode = 'TY002',
-            message = format('There is no scope "%s".', p_name),
+            message = format('There is no scope "%s".', left(p_name, 100)),
             hint = 'See: select name from scopes;';
     end if;
     perform _wake_runners();
@@ -50,7 +50,7 @@ begin
     if not found then
         raise exception using
             errcode = 'TY002',
-            message = format('There is no provider "%s".', p_name),
+            message = format('There is no provider "%s".', left(p_name, 100)),
             hint = 'See: select name from providers;';
     end if;
     perform _log(null, null, 'provider_paused', jsonb_build_object('provider', p_name, 'why', p_why));
@@ -70,7 +70,7 @@ begin
     if not found then
         raise exception using
             errcode = 'TY002',
-            message = format('There is no provider "%s".', p_name),
+            message = format('There is no provider "%s".', left(p_name, 100)),
             hint = 'See: select name from providers;';
     end if;
     perform _wake_runners();

@@ -192,7 +192,7 @@ begin
     if not found then
         raise exception using
             errcode = 'TY002',
-            message = format('There is no runner %s.', p_name),
+            message = format('There is no runner %s.', left(p_name, 100)),
             hint = 'See: select * from fleet;';
     end if;
     if not p_draining then

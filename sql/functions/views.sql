@@ -3,14 +3,16 @@
 create or replace function _line(p_text text, p_width integer) returns text
 language sql immutable
 as $$
-    select case when length(t) > p_width then left(t, p_width - 1) || '…' else t end
+    -- Wide characters (East Asian, emoji) take two columns each.
+    select case when length(t) > w then left(t, w - 1) || '…' else t end
     from (select btrim(regexp_replace(left(p_text, 400), '\s+', ' ', 'g')) as t) x
+    cross join lateral (select case when x.t ~ E'[\u1100-\U0010ffff]' then p_width / 2 else p_width end as w) y
 $$;
 comment on function _line(text, integer) is 'The beginning of a text on one line of at most so many characters.';
 grant execute on function _line(text, integer) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
 
 create or replace view queue as
-select t.id, t.priority as pri, x.state, _line(t.prompt, 15) as task
+select t.id, case when x.state = 'queued' and t.priority <> 0 then 'pri ' || t.priority else x.state end as state, _line(t.prompt, 15) as task
 from (
     select r.task_id, 1 as sort, null::timestamptz as due, 'queued' as state from ready_tasks r
     union all
@@ -18,14 +20,14 @@ from (
     union all
     select s.task_id, 2, s.run_at, 'in ' || _ago(s.run_at - _now()) from scheduled_tasks s
     union all
-    select d.task_id, 3, null, 'needs ' || min(d.depends_on) from task_dependencies d group by d.task_id
+    select distinct d.task_id, 3, null::timestamptz, 'blocked' from task_dependencies d
 ) x
 join tasks t on t.id = x.task_id
 order by x.sort, x.due, t.priority desc, t.queue_position, t.id;
 comment on view queue is 'What has not started: queued by priority, then scheduled by time, then blocked. explain_task(id) says why.';
 
 create or replace view now_running as
-select t.id, _ago(_now() - a.started_at) as since, _line(r.name, 8) as runner, _line(t.prompt, 14) as task
+select t.id, _ago(_now() - a.started_at) as since, _line(r.name, 7) as runner, _line(t.prompt, 10) as task
 from attempts a
 join tasks t on t.id = a.task_id
 join runners r on r.id = a.runner_id
@@ -34,7 +36,7 @@ order by a.started_at;
 comment on view now_running is 'What runs, oldest first.';
 
 create or replace view recently_done as
-select t.id, _ago(_now() - t.finished_at) as ago, t.status, _line(coalesce(t.error, t.result #>> '{}', t.prompt), 14) as outcome
+select t.id, _ago(_now() - t.finished_at) as ago, t.status, _line(coalesce(t.error, t.result #>> '{}', t.prompt), 10) as outcome
 from tasks t
 where t.finished_at is not null
 order by t.finished_at desc, t.id desc
@@ -88,5 +90,5 @@ grant insert (
     provider, model, on_limit, max_attempts, timeout
 ) on tasks to taskyard_submitter;
 grant insert, update, delete on agents, scopes, providers, provider_limits, outcome_policies to taskyard_admin;
-grant update, delete on tasks to taskyard_admin;
+grant delete on tasks to taskyard_admin;
 grant delete on runners, attempts, transcript, task_events to taskyard_admin;

@@ -17,11 +17,17 @@ begin
         end if;
     end loop;
     -- The installer acts as the owner; from PostgreSQL 16 on, having created a role does not include that.
-    foreach v_role in array array['taskyard_owner', 'taskyard_admin'] loop
-        if not pg_has_role(current_user, v_role, 'usage') then
-            execute format('grant %I to current_user', v_role);
-        end if;
-    end loop;
+    if not pg_has_role(current_user, 'taskyard_owner', 'usage') then
+        grant taskyard_owner to current_user;
+    end if;
+    if not pg_has_role(current_user, 'taskyard_admin', 'usage') then
+        begin
+            grant taskyard_admin to current_user;
+        exception
+            when insufficient_privilege then
+                null; -- the roles are somebody else's; being a member of the owner is enough
+        end;
+    end if;
     if not pg_has_role('taskyard_submitter', 'taskyard_viewer', 'usage') then
         grant taskyard_viewer to taskyard_submitter;
     end if;

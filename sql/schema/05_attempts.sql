@@ -107,7 +107,7 @@ comment on type claim is 'Everything that a runner needs for one attempt.';
 create type lane_choice as (
     lane_id integer,
     exclusive boolean,
-    rivals integer,
+    share double precision,
     scope text,
     agent text,
     scope_max integer,
