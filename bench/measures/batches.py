@@ -16,7 +16,7 @@ def measure_batches(bench: Bench) -> Found:
         for clients in bench.pick([1, 4, 8], [8]):
             bench.say(f"{clients} clients")
             rates = interleave(
-                bench.pick(5, 1),
+                bench.pick(3, 1),
                 {
                     "one": lambda c=clients: queue.cycle(c, seconds),
                     "batch": lambda c=clients: queue.work(Taskyard.batch, c, seconds, BATCH),

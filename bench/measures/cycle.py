@@ -18,7 +18,7 @@ JUDGED_AT = 8
 
 
 def measure_cycle(bench: Bench) -> Found:
-    seconds = bench.pick(3, 1)
+    seconds = bench.pick(2, 1)
     inserts: dict[int, Rates] = {}
     cycles: dict[int, Rates] = {}
     with bench.queues(Raw(), Taskyard(), Pgmq()) as (database, queues):
@@ -28,7 +28,7 @@ def measure_cycle(bench: Bench) -> Found:
         for clients in bench.pick([1, 4, 8, 16], [JUDGED_AT]):
             bench.say(f"insert, {clients} clients")
             inserts[clients] = interleave(
-                bench.pick(5, 1), {q.name: lambda q=q, c=clients: q.insert(c, seconds) for q in queues}, bench.say
+                bench.pick(3, 1), {q.name: lambda q=q, c=clients: q.insert(c, seconds) for q in queues}, bench.say
             )
             bench.say(f"claim and complete, {clients} clients")
             cycles[clients] = interleave(

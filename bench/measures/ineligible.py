@@ -30,10 +30,10 @@ def measure_ineligible(bench: Bench) -> Found:
             queue.fill(bench.pick(50_000, 20_000))
             database.settle()
             queues[blocked] = queue
-        for clients in bench.pick([4, 8], [4]):
+        for clients in bench.pick([8], [4]):
             rates = interleave(
                 bench.pick(5, 1),
-                {f"{n:,}": lambda q=queue, c=clients: q.cycle(c, bench.pick(3, 1)) for n, queue in queues.items()},
+                {f"{n:,}": lambda q=queue, c=clients: q.cycle(c, bench.pick(2, 1)) for n, queue in queues.items()},
                 bench.say,
             )
             costs[clients] = rates.ratio("0", f"{many:,}")

@@ -26,10 +26,10 @@ def measure_lanes(bench: Bench) -> Found:
             queue.fill(ready)
             database.settle()
             queues[f"{lanes:,}"] = queue
-        for clients in bench.pick([4, 8], [8]):
+        for clients in [8]:
             rates = interleave(
                 bench.pick(5, 1),
-                {name: lambda q=queue, c=clients: q.cycle(c, bench.pick(3, 1)) for name, queue in queues.items()},
+                {name: lambda q=queue, c=clients: q.cycle(c, bench.pick(2, 1)) for name, queue in queues.items()},
                 bench.say,
             )
             ratios[clients] = rates.ratio("1,000", "10")

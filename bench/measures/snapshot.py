@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psycopg
 
 from ..bench import Bench, Found
-from ..contenders import Contender, Raw, Taskyard, add_scopes
+from ..contenders import Contender, Raw, Taskyard
 from ..errors import BenchError
 from ..pgbench import WARM_UP, run
 from ..queue import Queue
@@ -16,7 +16,6 @@ from ..report import Table, at_least, rate, ratio
 from ..server import Database
 
 CLIENTS = 8
-SCOPES = 10
 MARGIN = 2.5  # times what the rate measured before would take: the machine may be faster in a minute
 
 
@@ -34,15 +33,10 @@ class Held:
 def measure_snapshot(bench: Bench) -> Found:
     seconds = bench.pick(180, 20)
     contenders: dict[str, Contender] = {"taskyard": Taskyard(), "raw": Raw()}
-    if not bench.quick:
-        # One lane goes a shorter way than several, which are chosen between by what each scope has running.
-        contenders[f"taskyard, {SCOPES} scopes"] = Taskyard("'s' || g %% 10")
     found: dict[str, Held] = {}
     with bench.queues(Raw()) as (_, [probe]):
         for name, contender in contenders.items():
             with bench.queues(contender) as (database, [queue]):
-                with database.connect_superuser() as connection:
-                    add_scopes(connection, SCOPES)
                 found[name] = _held(bench, database, queue, probe, seconds)
     table = Table(
         f"Claim and complete at {CLIENTS} clients, jobs/s, while a repeatable read transaction stays open for"

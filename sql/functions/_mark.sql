@@ -6,29 +6,21 @@
 -- Positions only grow, except that a row may become visible late (a long transaction) or return (a claim that was
 -- rolled back). Both are found when the lane seems empty, and by a sweep from the start every now and then.
 
+-- A mark holds for a term of 20 seconds, then the session sweeps from the start; the terms of sessions are staggered.
+
 create or replace function _mark(p_lane integer) returns bigint
 language sql stable
 as $$
     select case
-        when current_setting('taskyard.mark_' || p_lane, true) <> ''
-            and split_part(current_setting('taskyard.mark_' || p_lane, true), ':', 2)::bigint > extract(epoch from now())
+        when split_part(current_setting('taskyard.mark_' || p_lane, true), ':', 2)
+            = floor((date_part('epoch', now()) + pg_backend_pid()) / 20)::text
             then split_part(current_setting('taskyard.mark_' || p_lane, true), ':', 1)::bigint
         else 0
     end
 $$;
 comment on function _mark(integer) is 'Position from which this session looks for the lane''s next row; 0 where it has none or a sweep is due.';
 
-create or replace function _set_mark(p_lane integer, p_position bigint) returns void
-language plpgsql volatile
-as $$
-declare
-    v_old text := coalesce(current_setting('taskyard.mark_' || p_lane, true), '');
-    v_sweep_at bigint := nullif(split_part(v_old, ':', 2), '')::bigint;
-begin
-    if v_sweep_at is null or v_sweep_at <= extract(epoch from now()) then
-        v_sweep_at := extract(epoch from now())::bigint + 20;
-    end if;
-    v_old := set_config('taskyard.mark_' || p_lane, p_position || ':' || v_sweep_at, false);
-end
-$$;
-comment on function _set_mark(integer, bigint) is 'Remembers for this session that the lane has nothing below this position, for the next 20 seconds.';
+create or replace function _set_mark(p_lane integer, p_position bigint) returns text
+language sql volatile
+as $$ select set_config('taskyard.mark_' || p_lane, p_position || ':' || floor((date_part('epoch', now()) + pg_backend_pid()) / 20)::text, false) $$;
+comment on function _set_mark(integer, bigint) is 'Remembers for this session that the lane has nothing below this position.';

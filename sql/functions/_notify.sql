@@ -20,23 +20,19 @@ create or replace function _announce(p_operation text, p_ids bigint[], p_status 
 language plpgsql volatile
 as $$
 declare
-    v_second bigint := extract(epoch from clock_timestamp())::bigint;
-    v_told text := current_setting('taskyard.told', true);
-    v_count integer := 0;
+    v_second bigint := date_part('epoch', clock_timestamp())::bigint;
+    v_told bigint := nullif(current_setting('taskyard.told', true), '')::bigint; -- the second, times 100, plus how many were sent in it
+    v_done text;
 begin
-    -- A session may send twenty at once and two a second in the long run. A busier one only remembers that there was more and
-    -- says so when it comes to rest: notifying commits wait for each other, and a queue at full speed is not to be slowed by
-    -- those who watch it.
-    if v_told <> '' then
-        v_count := greatest(split_part(v_told, ':', 2)::integer - 2 * (v_second - split_part(v_told, ':', 1)::bigint), 0);
-    end if;
-    if v_count >= 20 then
+    -- So many a second and session go out at once. A busier session only remembers that there was more and says so when it comes
+    -- to rest: notifying commits wait for each other, and a queue at full speed is not to be slowed by those who watch it.
+    if v_told / 100 = v_second and v_told % 100 >= (case p_operation when 'insert' then 20 else 5 end) then
         if coalesce(current_setting('taskyard.held', true), '') = '' then
-            v_told := set_config('taskyard.held', p_ids[1]::text, false);
+            v_done := set_config('taskyard.held', p_ids[1]::text, false);
         end if;
         return;
     end if;
-    v_told := set_config('taskyard.told', v_second || ':' || (v_count + 1), false);
+    v_done := set_config('taskyard.told', (case when v_told / 100 = v_second then v_told + 1 else v_second * 100 + 1 end)::text, false);
     perform _tell_held();
     if cardinality(p_ids) = 1 then
         perform pg_notify('task_updates', format('{"operation":"%s","id":%s,"status":"%s"}', p_operation, p_ids[1], p_status));

@@ -12,8 +12,6 @@ language plpgsql volatile
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
 set enable_seqscan = off
-set enable_bitmapscan = off
-set plan_cache_mode = force_generic_plan
 as $$
 declare
     v_known boolean;

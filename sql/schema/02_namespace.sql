@@ -33,7 +33,7 @@ create sequence attempt_counter as bigint;
 
 create or replace function _attempt_id(p_at timestamptz, p_counter bigint) returns bigint
 language sql stable
-as $$ select ((extract(epoch from p_at) * 1000)::bigint - 1767225600000) * 1000 + p_counter % 1000 $$;
+as $$ select ((date_part('epoch', p_at) * 1000)::bigint - 1767225600000) * 1000 + p_counter % 1000 $$;
 comment on function _attempt_id(timestamptz, bigint) is
 'The attempt id that a claim at this instant gets. Ordered by time, so transcript is partitioned by it.';
 
