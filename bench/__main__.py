@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 import psycopg
+
 from taskyard.runner.postgres import PostgresError
 
 from .bench import Bench

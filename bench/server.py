@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 from psycopg import Connection, sql
 from psycopg.rows import DictRow, dict_row
+
 from taskyard.runner.install import install
 from taskyard.runner.postgres import Cluster, find_binaries
 
@@ -77,7 +78,7 @@ class Server:
         identifier = sql.Identifier(name)
         with psycopg.connect(self.cluster.url("postgres", admin=True), autocommit=True) as admin:
             admin.execute(
-                sql.SQL("create database {} template {} owner taskyard").format(identifier, sql.Identifier(TEMPLATE))
+                sql.SQL("create database {} template {} owner yard").format(identifier, sql.Identifier(TEMPLATE))
             )
             try:
                 # A database does not inherit the settings of its template.
@@ -90,7 +91,7 @@ class Server:
 
     def _make_template(self) -> None:
         with psycopg.connect(self.cluster.url("postgres", admin=True), autocommit=True) as admin:
-            admin.execute(sql.SQL("create database {} owner taskyard").format(sql.Identifier(TEMPLATE)))
+            admin.execute(sql.SQL("create database {} owner yard").format(sql.Identifier(TEMPLATE)))
         url = self.cluster.url(TEMPLATE)
         with Connection[DictRow].connect(url, autocommit=True, row_factory=dict_row) as owner:
             install(owner)

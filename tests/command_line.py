@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from psycopg import Connection
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
+
 from taskyard.runner.cli import main
 
 from .conftest import Yard, value

@@ -15,6 +15,8 @@ import pytest
 from psycopg import Connection, sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
+
+from taskyard.runner.connection import connect
 from taskyard.runner.install import install
 from taskyard.runner.postgres import Cluster
 
@@ -61,7 +63,7 @@ def servers(temporary_home: Callable[[], Path]) -> Iterator[Callable[[str], Clus
                 admin.execute("alter system set fsync = off")
                 admin.execute("select pg_reload_conf()")
                 admin.execute("create database yard_template owner yard")
-            with psycopg.connect(cluster.url("yard_template"), autocommit=True, row_factory=dict_row) as owner:
+            with connect(cluster.url("yard_template")) as owner:
                 install(owner)
         return started[version]
 
@@ -92,7 +94,7 @@ class Yard:
 
     def connect(self, role: str | None = None, superuser: bool = False) -> Connection[DictRow]:
         """A connection of its own, closed after the test; `role` is one of ROLES, taken with SET ROLE."""
-        connection = psycopg.connect(
+        connection = Connection[DictRow].connect(
             self.superuser_dsn if superuser or role else self.dsn, autocommit=True, row_factory=dict_row
         )
         self.stack.callback(connection.close)

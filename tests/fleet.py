@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 TASKYARD = str(Path(sys.executable).with_name("taskyard"))
@@ -75,7 +75,7 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet_on(dsn: str, folder: Path) -> Iterator[Fleet]:
+def fleet_on(dsn: str, folder: Path) -> Generator[Fleet]:
     """A fleet on a database; prints the runners' logs for a failing test."""
     fleet = Fleet(dsn, folder)
     try:

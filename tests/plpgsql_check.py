@@ -14,6 +14,7 @@ from pathlib import Path
 
 from psycopg import Connection
 from psycopg.rows import DictRow, dict_row
+
 from taskyard.runner.install import install
 from taskyard.runner.postgres import Cluster
 

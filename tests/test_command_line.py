@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import pytest
+
 from taskyard.runner import cli
 from taskyard.runner.cli import main
 from taskyard.runner.cli.options import parse_duration

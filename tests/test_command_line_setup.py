@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+
 from taskyard.runner.cli import doctor
 from taskyard.runner.health import Runner
 

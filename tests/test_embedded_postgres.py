@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+
 from taskyard.runner.postgres import Cluster, PostgresError, binaries, files, find_psql, server_account
 
 AS_ROOT = os.geteuid() == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+
 from taskyard.runner.connection import connect
 from taskyard.runner.install import install
 from taskyard.runner.postgres import Cluster

@@ -14,6 +14,7 @@ import pytest
 from psycopg import Connection, sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
+
 from taskyard.runner.errors import TaskyardError
 from taskyard.runner.install import Installed, install, schema_number, uninstall
 from taskyard.runner.postgres import Cluster, find_binaries

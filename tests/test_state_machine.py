@@ -180,7 +180,7 @@ class YardMachine(RuleBasedStateMachine):
             claimed = column(self.db, "select attempt_id from claim_task(%s, %s)", runner, n)
         except psycopg.Error as error:
             assert error.sqlstate == "TY007"
-            return multiple()
+            return multiple(*list[int]())
         assert len(claimed) <= n
         return multiple(*claimed)
 

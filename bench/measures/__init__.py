@@ -8,6 +8,7 @@ from .batches import measure_batches
 from .cycle import measure_cycle
 from .heartbeat import measure_heartbeat
 from .hot import measure_hot
+from .idle import measure_idle
 from .ineligible import measure_ineligible
 from .lanes import measure_lanes
 from .snapshot import measure_snapshot
@@ -20,6 +21,7 @@ MEASURES: dict[str, tuple[str, Callable[[Bench], Found]]] = {
     "ineligible": ("Tasks that may not run, in front of those that may", measure_ineligible),
     "lanes": ("Many lanes", measure_lanes),
     "wakeup": ("From insert to start", measure_wakeup),
+    "idle": ("Fifty runners at rest", measure_idle),
     "heartbeat": ("Heartbeat with 1,000 leases", measure_heartbeat),
     "snapshot": ("Under a snapshot held open", measure_snapshot),
     "hot": ("Updates in place", measure_hot),

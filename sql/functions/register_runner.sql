@@ -60,6 +60,7 @@ begin
             hint = 'An administrator adds it: insert into providers (name, adapter) values (...);';
     end if;
 
+    perform _ensure_partitions();
     perform pg_advisory_xact_lock(742106, hashtext(p_name));
     select * into v_old from runners where name = p_name and gone_at is null;
     if found then
