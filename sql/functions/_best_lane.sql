@@ -153,33 +153,38 @@ $$;
 comment on function _best_lane(bigint, text[], integer[]) is
 'The lane this runner should claim from now, or null. Order: priority, then the scope with fewest running per weight, then tasks that come back, then age.';
 
+create or replace function _lane_with_first_offer(p_lane integer, p_runner bigint, p_labels text[]) returns setof lane_choice
+language sql stable
+as $$
+    select l.id, l.exclusive, 1::float8, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, rp.account,
+        coalesce(l.model, nullif(split_part(a.route[1], ':', 2), '')), p.adapter, p.settings,
+        a.command, a.result_format, a.system_prompt, a.tools, a.verify, a.timeout
+    from taskyard.lanes l
+    join taskyard.agents a on a.name = l.agent
+    join taskyard.scopes s on s.name = l.scope
+    left join taskyard.runner_providers rp
+        on rp.runner_id = p_runner and rp.provider = coalesce(l.provider, split_part(a.route[1], ':', 1)) and rp.state = 'ready'
+    left join taskyard.providers p
+        on p.name = rp.provider and p.paused_at is null
+        and not exists (
+            select from taskyard.provider_limits pl
+            where pl.provider = rp.provider
+                and pl.account in ('', rp.account)
+                and pl.model in ('', coalesce(l.model, split_part(a.route[1], ':', 2)))
+                and pl.until > taskyard._now()
+        )
+    where l.id = p_lane and a.paused_at is null and s.paused_at is null and l.requires <@ p_labels
+$$;
+comment on function _lane_with_first_offer(integer, bigint, text[]) is
+'The lane if it is open to this runner, with the first entry of its route (nearly always the one) where that can be used now, else without a provider. Inlined into its callers, so it pins no search_path.';
+
 create or replace function _check_lane(p_lane integer, p_runner bigint, p_labels text[]) returns lane_choice
 language plpgsql volatile
 as $$
 declare
     v_choice lane_choice;
 begin
-    -- With the first entry of the route, which is nearly always the one.
-    select l.id, l.exclusive, 1, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, rp.account, coalesce(l.model, nullif(split_part(a.route[1], ':', 2), '')), p.adapter, p.settings,
-        a.command, a.result_format, a.system_prompt, a.tools, a.verify, a.timeout
-    into v_choice.lane_id, v_choice.exclusive, v_choice.share, v_choice.scope, v_choice.agent, v_choice.scope_max, v_choice.agent_max,
-        v_choice.provider, v_choice.account, v_choice.model, v_choice.adapter, v_choice.settings, v_choice.command, v_choice.result_format,
-        v_choice.system_prompt, v_choice.tools, v_choice.verify, v_choice.timeout
-    from lanes l
-    join agents a on a.name = l.agent
-    join scopes s on s.name = l.scope
-    left join runner_providers rp
-        on rp.runner_id = p_runner and rp.provider = coalesce(l.provider, split_part(a.route[1], ':', 1)) and rp.state = 'ready'
-    left join providers p
-        on p.name = rp.provider and p.paused_at is null
-        and not exists (
-            select from provider_limits pl
-            where pl.provider = rp.provider
-                and pl.account in ('', rp.account)
-                and pl.model in ('', coalesce(l.model, split_part(a.route[1], ':', 2)))
-                and pl.until > _now()
-        )
-    where l.id = p_lane and a.paused_at is null and s.paused_at is null and l.requires <@ p_labels;
+    select c.* into v_choice from _lane_with_first_offer(p_lane, p_runner, p_labels) c;
     if v_choice.lane_id is null then
         return null;
     end if;
@@ -207,5 +212,4 @@ begin
     return v_choice;
 end
 $$;
-comment on function _check_lane(integer, bigint, text[]) is
-'The lane, if this runner may claim from it now.';
+comment on function _check_lane(integer, bigint, text[]) is 'The lane, if this runner may claim from it now.';

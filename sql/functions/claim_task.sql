@@ -1,8 +1,8 @@
 -- claim_task(runner, n): up to n tasks for a runner, each with a fresh attempt id.
 --
 -- One task at a time goes through a path of its own: the same work as one chain of CTEs for n rows costs a third of the rate.
--- Five statements per claim: look at the runner and the open lanes, check the lane (or choose one, see _best_lane), delete the head of
--- the lane from the claim index, set the task running (HOT: no index of tasks knows its status), insert the attempt.
+-- Four statements per claim: look at the runner and the open lane (or choose one, see _best_lane), delete the head of the lane from
+-- the claim index, set the task running (HOT: no index of tasks knows its status), insert the attempt.
 -- The claim does not wait for its fsync: a claim lost in a crash is only claimed again, under another id.
 --
 -- Where a function is called only for its effect, its result is assigned: that is a simple expression, while PERFORM runs a query.
@@ -18,9 +18,7 @@ declare
     v_draining boolean;
     v_labels text[];
     v_lease interval;
-    v_open integer[];
-    v_highest integer;
-    v_lowest integer;
+    v_open boolean;
     v_lane lane_choice;
     v_claim claim;
     v_left integer := p_n;
@@ -45,13 +43,22 @@ begin
             message = 'Tasks are claimed in read committed transactions only.',
             hint = 'set default_transaction_isolation = ''read committed'';';
     end if;
-    select r.gone_at is null, r.draining, r.labels, r.lease, o.lanes, o.highest, o.lowest
-    into v_known, v_draining, v_labels, v_lease, v_open, v_highest, v_lowest
+    -- Most yards have one open lane at the top priority: then there is nothing to choose, and this one statement tells all.
+    select r.gone_at is null, r.draining, r.labels, r.lease, o.lanes is not null,
+        c.lane_id, c.exclusive, c.share, c.scope, c.agent, c.scope_max, c.agent_max, c.provider, c.account, c.model, c.adapter,
+        c.settings, c.command, c.result_format, c.system_prompt, c.tools, c.verify, c.timeout
+    into v_known, v_draining, v_labels, v_lease, v_open,
+        v_lane.lane_id, v_lane.exclusive, v_lane.share, v_lane.scope, v_lane.agent, v_lane.scope_max, v_lane.agent_max,
+        v_lane.provider, v_lane.account, v_lane.model, v_lane.adapter, v_lane.settings, v_lane.command, v_lane.result_format,
+        v_lane.system_prompt, v_lane.tools, v_lane.verify, v_lane.timeout
     from runners r
     cross join (
         select array_agg(x.lane_id) as lanes, max(x.priority) as highest, min(x.priority) as lowest
         from (select lane_id, priority from open_lanes order by priority desc limit 2) x
     ) o
+    left join lateral _lane_with_first_offer(
+        case when o.lanes[2] is null or o.lowest < o.highest then o.lanes[1] end, r.id, r.labels
+    ) c on true
     where r.id = p_runner;
     if v_known is not true then
         raise exception using
@@ -60,7 +67,7 @@ begin
             hint = 'Call register_runner() again.',
             detail = coalesce((select gone_reason from runners where id = p_runner), 'It never was, in this database.');
     end if;
-    if v_draining or v_open is null then
+    if v_draining or not v_open then
         v_done := _tell_held();
         return;
     end if;
@@ -71,14 +78,8 @@ begin
     end if;
 
     while v_left > 0 loop
-        -- Most yards have one open lane at the top priority: then there is nothing to choose, it is only checked.
-        if v_open is not null and (cardinality(v_open) = 1 or v_lowest < v_highest) then
-            v_lane := _check_lane(v_open[1], p_runner, v_labels);
-        else
-            v_lane := null;
-        end if;
-        v_open := null;
-        if v_lane.lane_id is null then
+        -- Anything but one open lane with a free provider and no limit is looked at more closely.
+        if v_lane.provider is null or v_lane.scope_max is not null or v_lane.agent_max is not null then
             v_lane := _best_lane(p_runner, v_labels, v_skip);
             exit when v_lane.lane_id is null;
         end if;
@@ -104,6 +105,7 @@ begin
         if v_count = 0 then
             v_skip := v_skip || v_lane.lane_id;
         end if;
+        v_lane := null;
     end loop;
     if v_left = p_n then
         v_done := _tell_held();
