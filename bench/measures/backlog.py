@@ -30,7 +30,7 @@ def measure_backlog(bench: Bench) -> Found:
             queue.fill(size)
             return queue.cycle_some(CLIENTS, per_round)
 
-        rates = interleave(bench.pick(5, 1), {name: lambda n=name: one_round(n) for name in queues}, bench.say)
+        rates = interleave(bench.pick(3, 1), {name: lambda n=name: one_round(n) for name in queues}, bench.say)
     cost = {name: rates.ratio(f"{name} {sizes[0]:,}", f"{name} {sizes[-1]:,}") for name in NAMES}
     table = Table(
         f"Claim and complete at {CLIENTS} clients, jobs/s by the number of queued jobs; cost is the time per job with"

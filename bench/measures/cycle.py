@@ -32,7 +32,7 @@ def measure_cycle(bench: Bench) -> Found:
             )
             bench.say(f"claim and complete, {clients} clients")
             cycles[clients] = interleave(
-                bench.pick(5, 2), {q.name: lambda q=q, c=clients: q.cycle(c, seconds) for q in queues}, bench.say
+                bench.pick(3, 2), {q.name: lambda q=q, c=clients: q.cycle(c, seconds) for q in queues}, bench.say
             )
     tables = [
         Table(

@@ -22,7 +22,7 @@ RUNNERS = 50
 
 def measure_idle(bench: Bench) -> Found:
     count = bench.pick(RUNNERS, 5)
-    seconds = bench.pick(60, 10)
+    seconds = bench.pick(30, 10)
     with bench.queues(Taskyard()) as (database, _):
         url = database.url
         program = str(Path(sys.executable).with_name("taskyard"))

@@ -32,7 +32,7 @@ def measure_ineligible(bench: Bench) -> Found:
             queues[blocked] = queue
         for clients in bench.pick([8], [4]):
             rates = interleave(
-                bench.pick(5, 1),
+                bench.pick(3, 1),
                 {f"{n:,}": lambda q=queue, c=clients: q.cycle(c, bench.pick(2, 1)) for n, queue in queues.items()},
                 bench.say,
             )

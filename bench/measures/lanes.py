@@ -28,7 +28,7 @@ def measure_lanes(bench: Bench) -> Found:
             queues[f"{lanes:,}"] = queue
         for clients in [8]:
             rates = interleave(
-                bench.pick(5, 1),
+                bench.pick(3, 1),
                 {name: lambda q=queue, c=clients: q.cycle(c, bench.pick(2, 1)) for name, queue in queues.items()},
                 bench.say,
             )
