@@ -56,7 +56,11 @@ def _migrations(folder: Traversable) -> list[tuple[int, str, str]]:
 
 def newest_schema(folder: Traversable | None = None) -> int:
     """The number of the schema that this version of Taskyard installs."""
-    return max([BASELINE, *(number for number, _, _ in _migrations(folder or sql_folder()))])
+    return _newest(_migrations(folder or sql_folder()))
+
+
+def _newest(migrations: list[tuple[int, str, str]]) -> int:
+    return max([BASELINE, *(number for number, _, _ in migrations)])
 
 
 def schema_number(connection: Connection[DictRow]) -> int | None:
@@ -108,7 +112,7 @@ def _install(connection: Connection[DictRow], progress: Callable[[str], None], f
     connection.execute("set local client_min_messages = warning")
     connection.execute("select pg_advisory_xact_lock(742199, 0)")
     migrations = _migrations(folder)
-    newest = newest_schema(folder)
+    newest = _newest(migrations)
     before = schema_number(connection)
     if before is not None and before > newest:
         raise TaskyardError(

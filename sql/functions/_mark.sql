@@ -6,14 +6,17 @@
 -- Positions only grow, except that a row may become visible late (a long transaction) or return (a claim that was
 -- rolled back). Both are found when the lane seems empty, and by a sweep from the start every now and then.
 
--- A mark holds for a term of 20 seconds, then the session sweeps from the start; the terms of sessions are staggered.
+create or replace function _mark_term() returns text
+language sql stable
+as $$ select floor((date_part('epoch', now()) + pg_backend_pid()) / 20)::text $$;
+comment on function _mark_term() is 'A mark holds for a term of 20 seconds, then the session sweeps from the start; the terms of sessions are staggered.';
 
 create or replace function _mark(p_lane integer) returns bigint
 language sql stable
 as $$
     select case
         when split_part(current_setting('taskyard.mark_' || p_lane, true), ':', 2)
-            = floor((date_part('epoch', now()) + pg_backend_pid()) / 20)::text
+            = _mark_term()
             then split_part(current_setting('taskyard.mark_' || p_lane, true), ':', 1)::bigint
         else 0
     end
@@ -22,5 +25,5 @@ comment on function _mark(integer) is 'Position from which this session looks fo
 
 create or replace function _set_mark(p_lane integer, p_position bigint) returns text
 language sql volatile
-as $$ select set_config('taskyard.mark_' || p_lane, p_position || ':' || floor((date_part('epoch', now()) + pg_backend_pid()) / 20)::text, false) $$;
+as $$ select set_config('taskyard.mark_' || p_lane, p_position || ':' || _mark_term(), false) $$;
 comment on function _set_mark(integer, bigint) is 'Remembers for this session that the lane has nothing below this position.';

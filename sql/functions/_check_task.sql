@@ -1,0 +1,191 @@
+-- What a row of tasks may say. Each refusal is one sentence for a phone, with a hint.
+
+create or replace function _check_task(p_task tasks) returns void
+language plpgsql stable
+as $$
+declare
+    v_missing text;
+begin
+    if p_task.prompt is null or p_task.prompt !~ E'[^[:space:]\u00a0\u200b\u2060\ufeff]' then
+        raise exception using
+            errcode = 'TY001',
+            message = 'A task needs a prompt.',
+            hint = 'Say what is to be done: insert into tasks (prompt) values (''...'');';
+    end if;
+    if octet_length(p_task.prompt) > 4194304 then
+        raise exception using
+            errcode = 'TY001',
+            message = format('The prompt is %s long; the most is 4 MB.', pg_size_pretty(octet_length(p_task.prompt)::bigint)),
+            hint = 'Put large material into files of the workspace and name them in the prompt.';
+    end if;
+    if p_task.priority is null or p_task.priority not between -1000 and 1000 then
+        raise exception using
+            errcode = 'TY001',
+            message = format('Priority %s is out of range.', coalesce(p_task.priority::text, 'null')),
+            hint = 'Use -1000 to 1000; higher runs first, 0 is usual.';
+    end if;
+    if p_task.timeout <= interval '0' or p_task.timeout > interval '30 days' then
+        raise exception using
+            errcode = 'TY001',
+            message = format('A time-out of %s is out of range.', p_task.timeout),
+            hint = 'Use more than nothing and at most 30 days, say interval ''10 minutes''.';
+    end if;
+    if p_task.max_attempts not between 1 and 100 then
+        raise exception using
+            errcode = 'TY001',
+            message = format('max_attempts of %s is out of range.', p_task.max_attempts),
+            hint = 'Use 1 to 100.';
+    end if;
+    if p_task.on_dependency_failure is null or p_task.on_dependency_failure not in ('fail', 'run') then
+        raise exception using
+            errcode = 'TY001',
+            message = format('on_dependency_failure cannot be "%s".', left(p_task.on_dependency_failure, 100)),
+            hint = 'Use fail or run.';
+    end if;
+    if p_task.on_limit is null or p_task.on_limit !~ '^(switch|wait|switch after .+)$' then
+        raise exception using
+            errcode = 'TY001',
+            message = format('on_limit cannot be "%s".', left(p_task.on_limit, 100)),
+            hint = 'Use switch, wait, or: switch after 2 hours';
+    elsif p_task.on_limit like 'switch after %' then
+        begin
+            if substr(p_task.on_limit, 14)::interval <= interval '0' then
+                raise exception using
+                    errcode = 'TY001',
+                    message = format('on_limit "%s" does not name a time ahead.', left(p_task.on_limit, 100)),
+                    hint = 'For example: switch after 2 hours';
+            end if;
+        exception when invalid_datetime_format or datetime_field_overflow or interval_field_overflow then
+            raise exception using
+                errcode = 'TY001',
+                message = format('on_limit "%s" does not name an interval.', left(p_task.on_limit, 100)),
+                hint = 'For example: switch after 2 hours';
+        end;
+    end if;
+    if octet_length(p_task.workspace) > 4096 or btrim(p_task.workspace) = '' then
+        raise exception using
+            errcode = 'TY001',
+            message = 'The workspace is not a usable path.',
+            hint = 'Name a directory on the runner''s host, or leave it null for a scratch directory.';
+    end if;
+    if octet_length(p_task.dedupe_key) > 500 then
+        raise exception using
+            errcode = 'TY001',
+            message = 'The dedupe_key is longer than 500 bytes.',
+            hint = 'Use a hash of it.';
+    end if;
+    if p_task.requires is null or cardinality(p_task.requires) > 20 or array_position(p_task.requires, null) is not null then
+        raise exception using
+            errcode = 'TY001',
+            message = 'requires is not a list of at most 20 labels.',
+            hint = 'For example: ''{gpu,docker}''';
+    end if;
+    if octet_length(p_task.payload::text) > 4194304 then
+        raise exception using
+            errcode = 'TY001',
+            message = 'The payload is larger than 4 MB.',
+            hint = 'Put large material into files of the workspace.';
+    end if;
+    if p_task.parent_id is not null and not exists (select from tasks t where t.id = p_task.parent_id) then
+        raise exception using
+            errcode = 'TY002',
+            message = format('There is no task %s to be the parent.', p_task.parent_id),
+            hint = 'Insert the parent first, or leave parent_id out.';
+    end if;
+    if cardinality(p_task.depends_on) > 0 then
+        if cardinality(p_task.depends_on) > 1000 then
+            raise exception using
+                errcode = 'TY001',
+                message = format('depends_on names %s tasks; the most is 1,000.', cardinality(p_task.depends_on)),
+                hint = 'Join them in steps: tasks that depend on up to 1,000 each.';
+        end if;
+        if array_position(p_task.depends_on, null) is not null then
+            raise exception using
+                errcode = 'TY001',
+                message = 'depends_on holds a null.',
+                hint = 'Name ids of existing tasks.';
+        end if;
+        if p_task.id = any(p_task.depends_on) then
+            raise exception using
+                errcode = 'TY003',
+                message = format('Task %s cannot depend on itself.', p_task.id),
+                hint = 'Remove its own id from depends_on.';
+        end if;
+        select string_agg(d::text, ', ') into v_missing
+        from (
+            select d from unnest(p_task.depends_on) d
+            where not exists (select from tasks t where t.id = d) limit 10
+        ) m;
+        if v_missing is not null then
+            raise exception using
+                errcode = 'TY002',
+                message = format('There is no task %s to depend on.', v_missing),
+                hint = 'Insert the dependencies first and use the ids that they got.';
+        end if;
+    end if;
+end
+$$;
+comment on function _check_task(tasks) is 'Refuses a task that nobody could run, with a sentence for a phone.';
+
+create or replace function _check_references(p_task tasks) returns void
+language plpgsql stable
+as $$
+begin
+    if not exists (select from agents where name = p_task.agent) then
+        raise exception using
+            errcode = 'TY002',
+            message = format('There is no agent "%s".', left(p_task.agent, 100)),
+            hint = format('Known agents: %s.', (select string_agg(name, ', ' order by name) from (select name from agents order by name limit 20) a));
+    end if;
+    if not exists (select from scopes where name = p_task.scope) then
+        raise exception using
+            errcode = 'TY002',
+            message = format('There is no scope "%s".', left(p_task.scope, 100)),
+            hint = format('Known scopes: %s.', (select string_agg(name, ', ' order by name) from (select name from scopes order by name limit 20) s));
+    end if;
+    if p_task.provider is not null and not exists (select from providers where name = p_task.provider) then
+        raise exception using
+            errcode = 'TY002',
+            message = format('There is no provider "%s".', left(p_task.provider, 100)),
+            hint = format('Known providers: %s.', (select string_agg(name, ', ' order by name) from providers));
+    end if;
+end
+$$;
+comment on function _check_references(tasks) is
+'Refuses an agent, scope or provider that does not exist. Asked only where no lane has the combination: lanes have foreign keys.';
+
+create or replace function _check_cycle(p_task tasks) returns void
+language plpgsql stable
+as $$
+begin
+    if exists (
+        with recursive upstream (id) as (
+            select unnest(p_task.depends_on)
+            union
+            select unnest(t.depends_on) from upstream u join tasks t on t.id = u.id
+        )
+        select from upstream where id = p_task.id
+    ) then
+        raise exception using
+            errcode = 'TY003',
+            message = format('Task %s would wait for itself.', p_task.id),
+            hint = 'One of its new dependencies depends on it already; leave that one out.';
+    end if;
+end
+$$;
+comment on function _check_cycle(tasks) is 'Raises TY003 where depends_on would close a circle. New tasks cannot: they name only older ones.';
+
+create or replace function _may_become(p_old tasks, p_new tasks) returns boolean
+language sql immutable
+as $$
+    select case p_old.status
+        when 'queued' then p_new.status in ('blocked', 'scheduled', 'failed', 'cancelled')
+        when 'scheduled' then p_new.status in ('blocked', 'queued', 'failed', 'cancelled')
+        when 'blocked' then p_new.status in ('scheduled', 'queued', 'failed', 'cancelled')
+        when 'waiting' then p_new.status in ('queued', 'scheduled', 'completed', 'failed', 'cancelled')
+        when 'failed' then p_new.status in ('blocked', 'scheduled', 'queued')
+        when 'cancelled' then p_new.status in ('blocked', 'scheduled', 'queued')
+        else false
+    end
+$$;
+comment on function _may_become(tasks, tasks) is 'The legal transitions but for those into and out of running, which only claims and endings make.';

@@ -1,0 +1,44 @@
+-- Where a task is filed, and which of those places claims look at.
+
+create or replace function _lane_for(p_task tasks, p_returned boolean) returns integer
+language plpgsql volatile
+as $$
+declare
+    v_lane integer;
+begin
+    select l.id into v_lane
+    from lanes l
+    where l.scope = p_task.scope and l.agent = p_task.agent and l.priority = p_task.priority
+        and l.returned = p_returned
+        and l.provider is not distinct from p_task.provider
+        and l.model is not distinct from p_task.model
+        and l.requires = p_task.requires
+        and l.exclusive = (p_task.workspace is not null)
+    order by l.id
+    limit 1;
+    if v_lane is null then
+        perform _check_references(p_task);
+        insert into lanes (priority, returned, scope, agent, requires, provider, model, exclusive)
+        values (
+            p_task.priority, p_returned, p_task.scope, p_task.agent, p_task.requires, p_task.provider, p_task.model,
+            p_task.workspace is not null
+        )
+        returning id into v_lane;
+    end if;
+    return v_lane;
+end
+$$;
+comment on function _lane_for(tasks, boolean) is 'The lane that a task is filed under, made if it is new.';
+
+create or replace function _open_lanes(p_lanes integer[]) returns void
+language plpgsql volatile
+as $$
+begin
+    insert into open_lanes (lane_id, priority, spin)
+    select l.id, l.priority, l.spin
+    from lanes l
+    where l.id = any(p_lanes)
+        and not exists (select from open_lanes o where o.lane_id = l.id);
+end
+$$;
+comment on function _open_lanes(integer[]) is 'Makes lanes visible to claims; called after rows were put into ready_tasks.';
