@@ -13,7 +13,7 @@ up: $(READY)
 	@$(BIN)/taskyard up
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist loadfile
 
 lint: $(READY) build/typing
 	$(BIN)/ruff check .
