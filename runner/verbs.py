@@ -3,7 +3,8 @@
 All of them raise psycopg.Error; is_lost() and is_unregistered() tell the two refusals that a runner acts on.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from typing import Any, Literal, LiteralString
 
@@ -12,14 +13,20 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import DictRow, class_row
 from psycopg.types.json import Jsonb
 
-PROTOCOL = 1  # see register_runner(): the database refuses runners whose protocol it no longer, or not yet, knows
+PROTOCOL = 2  # see register_runner(): the database refuses runners whose protocol it no longer, or not yet, knows
 
 Connection = AsyncConnection[DictRow]
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One attempt to run: the row that claim_task() returns (type taskyard.claim)."""
+    """One attempt to run: the row that claim_task() returns (type taskyard.claim).
+
+    `permissions` is what its scope allows, of read, write, execute, network, create_child. `session_id` names a
+    session on this host to resume, `session_usage` what earlier attempts of that session used ({input_tokens, ...}).
+    `note` tells the agent what became of the attempt before: as the next message of a resumed session, else with the
+    prompt.
+    """
 
     attempt_id: int
     task_id: int
@@ -37,11 +44,21 @@ class Claim:
     result_format: Literal["text", "json"]
     system_prompt: str | None
     tools: list[str] | None
+    max_turns: int | None
+    output_schema: dict[str, Any] | None
+    permissions: list[str]
     workspace: str | None
     verify: str | None
     timeout: timedelta
+    first_output_timeout: timedelta | None
+    idle_timeout: timedelta | None
     session_id: str | None
+    session_usage: dict[str, Any] | None
+    note: str | None
     lease_until: datetime
+
+
+_CLAIM = [field.name for field in fields(Claim)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +71,56 @@ class Directive:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What an attempt used, None where the tool does not say.
+
+    Tokens: `input_tokens` are all that were read, `cached_tokens` those of them that came from a cache. `turns` counts
+    the answers of the model. `cost_usd` is what the tool reports, never an estimate of ours. `model` is the one really
+    used.
+    """
+
+    input_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    turns: int | None = None
+    cost_usd: float | None = None
+    model: str | None = None
+
+    def known(self) -> dict[str, Any]:
+        """The fields that are not None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A limit window of an account, named as the provider names it (five_hour, weekly, daily_requests, ...).
+
+    `used_percent` is 0 to 100 or more; `resets_at` is what the provider said, None where it said nothing. `model` is
+    set where the limit is that model's alone.
+    """
+
+    name: str
+    resets_at: datetime | None = None
+    used_percent: float | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
-    """How an attempt ended, as an adapter read it; outcome is one of outcome_policies."""
+    """How an attempt ended, as an adapter read it; outcome is one of outcome_policies.
+
+    `error` is one sentence for the user; `evidence` is what the outcome was read from, verbatim. `window` belongs to
+    rate_limited, quota_exhausted and overloaded.
+    """
 
     outcome: str
     result: Any = None
     error: str | None = None
     exit_code: int | None = None
     evidence: str | None = None
-    usage: dict[str, Any] | None = None
+    usage: Usage | None = None
     session_id: str | None = None
-    retry_at: datetime | None = None
+    window: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +132,29 @@ class Event:
     kind: str
     body: str
     data: Any = None
+
+
+def storable(value: Any) -> Any:
+    """The same without what PostgreSQL's text and jsonb cannot hold: NUL and lone surrogates."""
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {storable(k): storable(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list):
+        return [storable(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def _window(window: Window) -> dict[str, Any]:
+    return {
+        "name": storable(window.name),
+        "resets_at": window.resets_at and window.resets_at.isoformat(),
+        "used_percent": window.used_percent,
+        "model": storable(window.model),
+    }
 
 
 def is_lost(error: psycopg.Error) -> bool:
@@ -101,13 +180,19 @@ async def register_runner(
     providers: list[dict[str, Any]],
     version: str,
     lease: timedelta,
+    host: str,
 ) -> int:
-    """Make this runner known; returns its id. providers: [{provider, account, state, models, detail}]."""
+    """Make this runner known; returns its id. providers: see offer_providers; host: where sessions can be resumed."""
     return await _value(
         connection,
-        "select taskyard.register_runner(%s, %s, %s, %s, %s, %s, %s)",
-        (name, slots, labels, Jsonb(providers), version, PROTOCOL, lease),
+        "select taskyard.register_runner(%s, %s, %s, %s, %s, %s, %s, %s)",
+        (name, slots, labels, Jsonb(storable(providers)), version, PROTOCOL, lease, host),
     )
+
+
+async def offer_providers(connection: Connection, runner: int, providers: list[dict[str, Any]]) -> None:
+    """Change what this runner can run: [{provider, account, state, models, loaded, version, detail}]."""
+    await connection.execute("select taskyard.offer_providers(%s, %s)", (runner, Jsonb(storable(providers))))
 
 
 async def hold_runner_lock(connection: Connection, runner: int) -> bool:
@@ -117,9 +202,9 @@ async def hold_runner_lock(connection: Connection, runner: int) -> bool:
 
 async def claim_task(connection: Connection, runner: int, n: int) -> list[Claim]:
     """Claim up to n tasks (1 to 500)."""
-    async with connection.cursor(row_factory=class_row(Claim)) as cursor:
-        await cursor.execute("select * from taskyard.claim_task(%s, %s)", (runner, n))
-        return await cursor.fetchall()
+    cursor = await connection.execute("select * from taskyard.claim_task(%s, %s)", (runner, n))
+    # A newer database may tell more than this runner knows of.
+    return [Claim(**{name: row[name] for name in _CLAIM}) for row in await cursor.fetchall()]
 
 
 async def heartbeat(
@@ -142,13 +227,13 @@ async def complete_task(connection: Connection, attempt: int, ending: Ending) ->
         (
             attempt,
             ending.outcome,
-            None if ending.result is None else Jsonb(ending.result),
-            ending.error,
+            None if ending.result is None else Jsonb(storable(ending.result)),
+            storable(ending.error),
             ending.exit_code,
-            ending.evidence,
-            None if ending.usage is None else Jsonb(ending.usage),
+            storable(ending.evidence),
+            None if ending.usage is None else Jsonb(ending.usage.known()),
             ending.session_id,
-            ending.retry_at,
+            None if ending.window is None else Jsonb(_window(ending.window)),
         ),
     )
 
@@ -161,7 +246,27 @@ async def release_task(connection: Connection, attempt: int, why: str) -> str:
 async def append_transcript(connection: Connection, attempt: int, events: list[Event]) -> int:
     """Add to the transcript; events that are there already do no harm. Returns how many were new."""
     rows = [{"seq": e.seq, "at": e.at.isoformat(), "kind": e.kind, "body": e.body, "data": e.data} for e in events]
-    return await _value(connection, "select taskyard.append_transcript(%s, %s)", (attempt, Jsonb(rows)))
+    return await _value(connection, "select taskyard.append_transcript(%s, %s)", (attempt, Jsonb(storable(rows))))
+
+
+async def report_session(connection: Connection, attempt: int, session: str | None, usage: Usage | None) -> None:
+    """Note the session of a running attempt, and what it has used so far."""
+    await connection.execute(
+        "select taskyard.report_session(%s, %s, %s)",
+        (attempt, session, None if usage is None else Jsonb(usage.known())),
+    )
+
+
+async def report_limit(connection: Connection, attempt: int, windows: list[Window]) -> None:
+    """Note how far limit windows of the attempt's account are used."""
+    await connection.execute(
+        "select taskyard.report_limit(%s, %s)", (attempt, Jsonb([_window(window) for window in windows]))
+    )
+
+
+async def tasks_over(connection: Connection, tasks: list[int]) -> list[int]:
+    """Which of these tasks are over for a day, or gone: nothing has to be kept for them."""
+    return await _value(connection, "select taskyard.tasks_over(%s::bigint[])", (tasks,))
 
 
 async def tick(connection: Connection, runner: int) -> int:

@@ -1,8 +1,6 @@
 """What two real connections at the same moment must not break."""
 
-import threading
 import time
-from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -11,6 +9,7 @@ from psycopg.rows import DictRow
 
 from .conftest import Yard, column, rows, value
 from .fleet import until
+from .yardwork import in_background, waits_for_a_lock
 
 
 def register(db: Connection[DictRow], name: str = "r") -> int:
@@ -29,16 +28,6 @@ def claim(db: Connection[DictRow], runner: int, n: int = 1) -> list[int]:
 
 def status(db: Connection[DictRow], task: int) -> str:
     return value(db, "select status from tasks where id = %s", task)
-
-
-def in_background(work: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
-
-
-def waits_for_a_lock(db: Connection[DictRow], other: Connection[DictRow]) -> bool:
-    return value(db, "select count(*) from pg_locks where pid = %s and not granted", other.info.backend_pid) > 0
 
 
 def test_a_dependent_inserted_while_its_dependency_completes_is_freed(yard: Yard) -> None:

@@ -1,6 +1,8 @@
 """What several tests do with a yard: bring tasks into a state, own the clock, hear notifications."""
 
-from datetime import timedelta
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -107,6 +109,29 @@ def claim(db: Connection[DictRow], runner: int, n: int = 1) -> list[DictRow]:
     return rows(db, "select * from claim_task(%s, %s)", runner, n)
 
 
+def end(db: Connection[DictRow], attempt: int, outcome: str = "completed", **more: Any) -> str:
+    """complete_task() with more of its parameters by name, without their p_; returns the task's new status."""
+    named = "".join(f", p_{name} => %s" for name in more)
+    return value(db, f"select complete_task(%s, %s{named})", attempt, outcome, *more.values())  # type: ignore[arg-type]
+
+
+def refuse(db: Connection[DictRow], attempt: int, outcome: str = "rate_limited", **window: Any) -> str:
+    """End an attempt as its provider's refusal; window: name, resets_at, used_percent, model, as far as it was said."""
+    told = {key: said.isoformat() if isinstance(said, datetime) else said for key, said in window.items()}
+    return end(db, attempt, outcome, window=Jsonb(told) if told else None)
+
+
+def say(db: Connection[DictRow], attempt: int, *bodies: str, kind: str = "text") -> None:
+    """Append to an attempt's transcript."""
+    said = value(db, "select count(*) from transcript where attempt_id = %s", attempt)
+    events = [{"seq": said + n, "kind": kind, "body": body} for n, body in enumerate(bodies, 1)]
+    db.execute("select append_transcript(%s, %s)", [attempt, Jsonb(events)])
+
+
+def explained(db: Connection[DictRow], task: int) -> list[str]:
+    return column(db, "select explain_task(%s)", task)
+
+
 def status(db: Connection[DictRow], task: int) -> str:
     return value(db, "select status::text from tasks where id = %s", task)
 
@@ -129,6 +154,16 @@ def advance(db: Connection[DictRow], **by: float) -> None:
     )
 
 
+def set_clock(db: Connection[DictRow], to: datetime) -> None:
+    """Move the stopped clock of this connection to a moment: that of another connection, say."""
+    db.execute("select set_config('taskyard.test_now', %s, false)", [to.isoformat()])
+
+
+def now(db: Connection[DictRow]) -> datetime:
+    """The time that this connection's verbs see."""
+    return value(db, "select taskyard._now()")
+
+
 def listener(yard: Yard, *channels: str) -> Connection[DictRow]:
     connection = yard.connect()
     for channel in (*channels, "marker"):
@@ -145,3 +180,13 @@ def heard(listening: Connection[DictRow], sender: Connection[DictRow]) -> list[N
             return found
         found.append(notification)
     raise AssertionError("the marker did not arrive")
+
+
+def in_background(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def waits_for_a_lock(db: Connection[DictRow], other: Connection[DictRow]) -> bool:
+    return value(db, "select count(*) from pg_locks where pid = %s and not granted", other.info.backend_pid) > 0

@@ -1,8 +1,17 @@
-"""Ways to run work: one file per provider."""
+"""Ways to run work: one file per provider, and those that other packages bring."""
 
-from .base import Adapter, CannotRun, Exit, Launch
-from .command import Command
+from .base import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Said, Seen, Session
 
-ADAPTERS: dict[str, Adapter] = {adapter.name: adapter for adapter in (Command(),)}
-
-__all__ = ["ADAPTERS", "Adapter", "CannotRun", "Exit", "Launch"]
+__all__ = [
+    "Adapter",
+    "BadSettings",
+    "CannotRun",
+    "Exit",
+    "Launch",
+    "Offer",
+    "Reading",
+    "Run",
+    "Said",
+    "Seen",
+    "Session",
+]

@@ -3,10 +3,11 @@
 import json
 import re
 import signal
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from ..verbs import Claim, Ending
-from .base import Adapter, CannotRun, Exit, Launch
+from .base import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Seen
 
 RESULT_LIMIT = 1 << 20
 
@@ -15,15 +16,23 @@ class Command(Adapter):
     """Runs agents.command; exit status 0 is success."""
 
     name = "command"
+    structured = False
 
-    def prepare(self, claim: Claim, workspace: Path) -> Launch:
+    def probe(self, settings: Mapping[str, Any], environ: Mapping[str, str]) -> Offer:
+        """Every host has it; there is nothing to set."""
+        if settings:
+            raise BadSettings(f"The adapter command has no setting {min(settings)}.")
+        return Offer("ready")
+
+    def prepare(self, run: Run) -> Launch:
         """Fill {task_id}, {attempt}, {workspace} and {model} into the agent's command."""
+        claim = run.claim
         if not claim.command:
             raise CannotRun(f"Agent {claim.agent} has no command.")
         values = {
             "task_id": str(claim.task_id),
             "attempt": str(claim.number),
-            "workspace": str(workspace),
+            "workspace": str(run.workspace),
             "model": claim.model or "",
         }
         # In one pass, and nothing else: a brace that means something to the command stays.
@@ -32,7 +41,19 @@ class Command(Adapter):
         ]
         return Launch(argv, claim.prompt.encode())
 
-    def conclude(self, claim: Claim, ended: Exit) -> Ending:
+    def read(self, run: Run) -> Reading:
+        """Its output is the transcript; only the end is read."""
+        return _Output(run.claim)
+
+
+class _Output(Reading):
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+
+    def line(self, text: str) -> list[Seen]:
+        return []
+
+    def ending(self, ended: Exit) -> Ending:
         """Exit status 0: completed. A signal: crashed. Anything else: failed, with the last words of standard error."""
         if ended.code < 0:
             name = signal.Signals(-ended.code).name if -ended.code in signal.valid_signals() else str(-ended.code)
@@ -47,7 +68,7 @@ class Command(Adapter):
             said = (ended.stderr.strip() or text.strip()).split("\n")[-1][:500]
             error = f"Exit status {ended.code}" + (f": {said}" if said else ".")
             return Ending("failed", text or None, error, ended.code, ended.stderr[-2000:] or None)
-        if claim.result_format == "json":
+        if self._claim.result_format == "json":
             return _json_result(ended)
         return Ending("completed", text, exit_code=0)
 

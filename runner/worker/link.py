@@ -45,6 +45,7 @@ class Link:
         self._met = False
         self._waiting = False
         self.sleeping = False  # whether the hand's session holds the sleepers' lock
+        self.where: tuple[str, int, str] = ("", 0, "")  # host, port and database, once connected
 
     async def call(
         self,
@@ -82,6 +83,7 @@ class Link:
             try:
                 self._hand = await connect_async(self._dsn, "taskyard runner", prepare=not self._pooler)
                 self._met = True
+                self.where = (self._hand.info.host, self._hand.info.port, self._hand.info.dbname)
             except psycopg.OperationalError as error:
                 if not self._met:
                     self._first_failure(error)

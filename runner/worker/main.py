@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import signal
+import socket
 import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,12 +14,13 @@ from typing import Any
 import psycopg
 
 from .. import verbs
-from ..adapters import ADAPTERS
 from ..errors import from_database
 from ..postgres import Cluster
 from ..verbs import Directive
 from .attempt import Attempt
 from .link import Link
+from .offers import AGAIN, LOADED, Offers
+from .places import Places
 from .process import Reaper
 
 log = logging.getLogger("taskyard.runner")
@@ -27,6 +29,7 @@ POLL = 15.0  # seconds, jittered by half; a notification may always be missed
 POLL_POOLER = 2.0
 HEARTBEAT = 5.0
 TICK = 1.0
+CLEAN_UP = 3600.0  # seconds between two looks for folders of tasks that are over
 
 
 @dataclass(kw_only=True)
@@ -72,6 +75,8 @@ class _Runner:
         self._draining = False
         self._stopped = asyncio.Event()
         self._reaper = Reaper()
+        self._offers = Offers()
+        self._places: Places | None = None
         self._id = 0
 
     async def run(self) -> int:
@@ -110,8 +115,8 @@ class _Runner:
         self._wake.set()
 
     async def _register(self) -> None:
-        providers = await self._link.call(verbs.known_providers)
-        offered: list[dict[str, Any]] = [{"provider": p["name"]} for p in providers if p["adapter"] in ADAPTERS]
+        offered = await self._offers.first(await self._link.call(verbs.known_providers))
+        self._places = Places(*self._link.where)
         options = self._options
         try:
             self._id = await self._link.call(
@@ -122,6 +127,7 @@ class _Runner:
                 offered,
                 version("taskyard"),
                 options.lease,
+                socket.gethostname(),
             )
         except psycopg.Error as error:
             raise from_database(error) from error
@@ -134,7 +140,10 @@ class _Runner:
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
-            helpers = [group.create_task(self._beat()), group.create_task(self._tick())]
+            helpers = [
+                group.create_task(helper())
+                for helper in (self._beat, self._tick, self._offer, self._look, self._clean_up)
+            ]
             if not self._options.pooler:
                 helpers.append(group.create_task(self._link.hear(self._id)))
             await group.create_task(self._claim())
@@ -154,7 +163,8 @@ class _Runner:
                 continue
             claims = await self._ours(verbs.claim_task, room)
             for claim in claims:
-                attempt = Attempt(claim, self._link, self._reaper)
+                assert self._places is not None
+                attempt = Attempt(claim, self._link, self._reaper, self._places)
                 self._attempts[claim.attempt_id] = attempt
                 task = asyncio.create_task(self._run(attempt))
                 self._work.add(task)
@@ -212,6 +222,39 @@ class _Runner:
             if await self._link.call(verbs.tick, self._id):
                 self._wake.set()  # a session is not notified of sleepers when it is the only one
             await asyncio.sleep(TICK)
+
+    async def _offer(self) -> None:
+        """Offer what took longer than the start, and then what changes: a tool installed, a login made."""
+        news = await self._offers.rest()
+        while True:
+            await self._tell(news)
+            await asyncio.sleep(AGAIN * random.uniform(0.9, 1.1))
+            news = await self._offers.changed(await self._link.call(verbs.known_providers))
+
+    async def _look(self) -> None:
+        """Which local models are in memory."""
+        while True:
+            await asyncio.sleep(LOADED * random.uniform(0.9, 1.1))
+            await self._tell(await self._offers.loaded())
+
+    async def _tell(self, news: list[dict[str, Any]]) -> None:
+        for offer in news:
+            if offer["state"] != "ready" and offer["provider"] != "command":
+                log.debug("provider %s: %s (%s)", offer["provider"], offer["state"], offer["detail"])
+        if news:
+            await self._ours(verbs.offer_providers, news)
+            self._wake.set()
+
+    async def _clean_up(self) -> None:
+        """Remove what is kept on this host for tasks that are over."""
+        assert self._places is not None
+        while True:
+            kept = await asyncio.to_thread(self._places.tasks)
+            running = {attempt.claim.task_id for attempt in self._attempts.values()}
+            if kept:
+                for task in set(await self._link.call(verbs.tasks_over, kept)) - running:
+                    await asyncio.to_thread(self._places.forget, task)
+            await asyncio.sleep(CLEAN_UP)
 
     async def _ours(self, verb: Any, *args: Any) -> Any:
         """Call a verb that takes our id. Raises _Unregistered where the database does not know us any more."""

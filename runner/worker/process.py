@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from ..adapters import Exit, Launch
+from .strays import MARK
 
 PASSED_ON = (
     "PATH",
@@ -28,6 +29,7 @@ PASSED_ON = (
 )
 CHUNK = 64 * 1024
 STDOUT_TAIL = 4 << 20
+STRUCTURED_TAIL = 64 * 1024
 STDERR_TAIL = 64 * 1024
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 AFTERMATH = 1.0  # seconds that output may keep coming after the child itself has ended
@@ -49,8 +51,8 @@ class Reaper:
             start_new_session=True,
         )
 
-    def watch(self, group: int) -> None:
-        self._tell(f"+{group}\n")
+    def watch(self, group: int, mark: str) -> None:
+        self._tell(f"+{group} {mark}\n")
 
     def forget(self, group: int) -> None:
         self._tell(f"-{group}\n")
@@ -105,13 +107,13 @@ class Child:
         self.pid = process.pid
         self._stopping: asyncio.Task[None] | None = None
 
-    async def run(self, stdin: bytes, sink: Sink) -> Exit:
-        """Feed it, pass its output to `sink(kind, text)`, and wait for its end.
+    async def run(self, stdin: bytes, sink: Sink, tail: int = STDOUT_TAIL) -> Exit:
+        """Feed it, pass its output to `sink(kind, text)` (kind: output or error), and wait for its end.
 
         `sink` is awaited before more is read: a slow database slows the child instead of filling our memory.
         Whatever happens, also when this is cancelled, the whole group is gone afterwards.
         """
-        stdout, stderr = Tail(STDOUT_TAIL), Tail(STDERR_TAIL)
+        stdout, stderr = Tail(tail), Tail(STDERR_TAIL)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         streams = [
@@ -197,7 +199,7 @@ async def spawn(launch: Launch, cwd: Path, env: dict[str, str], reaper: Reaper) 
         env=clean_environment({**env, **launch.env}),
         start_new_session=True,
     )
-    reaper.watch(process.pid)
+    reaper.watch(process.pid, env.get(MARK, ""))
     return Child(process, reaper)
 
 

@@ -1,8 +1,11 @@
-"""From a child's output to rows of transcript, in batches, with bounded memory."""
+"""From what a child says to rows of transcript, in batches, with bounded memory."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from ..verbs import Event
 
@@ -16,12 +19,22 @@ OUTAGE = 20.0  # seconds that a child waits for the database before its output i
 Send = Callable[[list[Event]], Awaitable[None]]
 
 
+@dataclass(slots=True)
+class _Part:
+    at: datetime
+    kind: str
+    text: str
+    data: dict[str, Any] | None
+    joins: bool  # raw output, cut anywhere; an event is a row of its own
+    size: int
+
+
 class Transcript:
     """Collects the output of one attempt and sends it on; run() does the sending."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._parts: list[tuple[datetime, str, str]] = []
+        self._parts: list[_Part] = []
         self._held = 0
         self._taken = 0
         self._left_out = 0
@@ -32,17 +45,33 @@ class Transcript:
         self.progress_at: datetime | None = None
 
     async def add(self, kind: str, text: str) -> None:
-        """Take output; returns when there is room for more."""
-        self.progress_at = datetime.now(UTC)
-        if self._taken >= TRANSCRIPT:
-            self._left_out += len(text)
+        """Take raw output; returns when there is room for more."""
+        await self._take(_Part(datetime.now(UTC), kind, text, None, True, len(text)))
+
+    async def say(self, kind: str, body: str, data: dict[str, Any] | None) -> None:
+        """Take one event, a row of its own; what is too long for a row is cut. Returns when there is room for more."""
+        if len(body) > ROW:
+            body = f"{body[: ROW - 100]}\n... ({len(body):,} characters)"
+        size = len(body)
+        if data is not None:
+            length = len(json.dumps(data))
+            if length > ROW:
+                data = {
+                    **{k: v for k, v in data.items() if isinstance(v, bool | int) or k in ("id", "name")},
+                    "cut": True,
+                }
+                length = len(json.dumps(data))
+            size += length
+        await self._take(_Part(datetime.now(UTC), kind, body, data, False, size))
+
+    async def _take(self, part: _Part) -> None:
+        self.progress_at = part.at
+        if self._taken >= TRANSCRIPT or (self._held >= BUFFER and not await self._room()):
+            self._left_out += part.size
             return
-        if self._held >= BUFFER and not await self._room():
-            self._left_out += len(text)
-            return
-        self._parts.append((self.progress_at, kind, text))
-        self._held += len(text)
-        self._taken += len(text)
+        self._parts.append(part)
+        self._held += part.size
+        self._taken += part.size
         self._filled.set()
 
     async def _room(self) -> bool:
@@ -66,7 +95,7 @@ class Transcript:
             await self._flush()
         if self._left_out:
             note = f"{self._left_out:,} more characters of output were left out"
-            await self._send([self._event(datetime.now(UTC), "note", note)])
+            await self._send([self._event(_Part(datetime.now(UTC), "note", note, None, False, 0))])
 
     def close(self) -> None:
         """No more output will come."""
@@ -77,26 +106,30 @@ class Transcript:
         while self._parts:
             count, size = 0, 0
             while count < len(self._parts) and size < BATCH:
-                size += len(self._parts[count][2])
+                size += self._parts[count].size
                 count += 1
-            parts = self._parts[:count]
-            await self._send([self._event(*row) for row in _rows(parts)])
+            await self._send([self._event(row) for row in _rows(self._parts[:count])])
             # Removed only now: a batch that did not arrive is sent again, under the same numbers.
             del self._parts[:count]
             self._held -= size
             self._sent.set()
 
-    def _event(self, at: datetime, kind: str, body: str) -> Event:
+    def _event(self, row: _Part) -> Event:
         self._seq += 1
-        return Event(self._seq, at, kind, body)
+        return Event(self._seq, row.at, row.kind, row.text, row.data)
 
 
-def _rows(parts: list[tuple[datetime, str, str]]) -> list[tuple[datetime, str, str]]:
+def _rows(parts: list[_Part]) -> list[_Part]:
     """Join what came in a row from one stream, and cut it into rows of readable size."""
-    joined: list[tuple[datetime, str, str]] = []
-    for at, kind, text in parts:
-        if joined and joined[-1][1] == kind and len(joined[-1][2]) < ROW:
-            joined[-1] = (joined[-1][0], kind, joined[-1][2] + text)
+    joined: list[_Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if last is not None and last.joins and part.joins and last.kind == part.kind and len(last.text) < ROW:
+            joined[-1] = _Part(last.at, last.kind, last.text + part.text, None, True, 0)
         else:
-            joined.append((at, kind, text))
-    return [(at, kind, text[start : start + ROW]) for at, kind, text in joined for start in range(0, len(text), ROW)]
+            joined.append(part)
+    return [
+        _Part(part.at, part.kind, part.text[start : start + ROW], part.data, part.joins, 0)
+        for part in joined
+        for start in range(0, max(len(part.text), 1), ROW)
+    ]

@@ -1,24 +1,3 @@
-create or replace function _offers(p_runner bigint, p_route text[], p_pin text, p_model text)
-returns table (provider text, account text, model text)
-language sql stable
-as $$
-    select rp.provider, rp.account, coalesce(p_model, nullif(split_part(e.entry, ':', 2), ''))
-    from unnest(case when p_pin is null then p_route else array[p_pin] end) with ordinality e (entry, preference)
-    join taskyard.runner_providers rp
-        on rp.runner_id = p_runner and rp.provider = split_part(e.entry, ':', 1) and rp.state = 'ready'
-    join taskyard.providers p on p.name = rp.provider and p.paused_at is null
-    where not exists (
-        select from taskyard.provider_limits pl
-        where pl.provider = rp.provider
-            and pl.account in ('', rp.account)
-            and pl.model in ('', coalesce(p_model, split_part(e.entry, ':', 2)))
-            and pl.until > taskyard._now()
-    )
-    order by e.preference
-$$;
-comment on function _offers(bigint, text[], text, text) is
-'What of a route this runner can use right now, best first: offered, logged in, not paused, not cooling down. Inlined into its callers, so it pins no search_path.';
-
 -- The choice of a lane.
 --
 -- Candidates are a window of 24 lanes of that priority, from a random point of the ring of open lanes on; so
@@ -39,6 +18,8 @@ declare
     v_provider text;
     v_account text;
     v_model text;
+    v_canary boolean;
+    v_capped boolean;
     v_start integer;
     v_first integer;   -- how far the ring was seen from v_start to its end
     v_second integer;  -- how far it was seen from its beginning to v_start
@@ -80,7 +61,7 @@ begin
                 limit c_window
             ),
             lane as materialized (
-                select l.id, l.scope, l.agent, l.returned, l.provider, l.model, a.route, a.max_concurrency as agent_max, s.max_concurrency as scope_max, s.weight
+                select l.id, l.scope, l.agent, l.returned, l.provider, l.model, l.on_limit, a.route, a.max_concurrency as agent_max, s.max_concurrency as scope_max, s.weight
                 from ring
                 join lanes l on l.id = ring.lane_id
                 join agents a on a.name = l.agent
@@ -91,7 +72,7 @@ begin
                     and l.requires <@ p_labels
             )
             select w.n, w.first_spin, w.second_spin, best.*
-            into v_seen, v_first_seen, v_second_seen, v_share, v_lane, v_provider, v_account, v_model
+            into v_seen, v_first_seen, v_second_seen, v_share, v_lane, v_provider, v_account, v_model, v_canary, v_capped
             from (
                 select count(*) as n, max(spin) filter (where lap = 1) as first_spin, max(spin) filter (where lap = 2) as second_spin
                 from ring
@@ -100,10 +81,10 @@ begin
                 select count(*) as rivals, sum(d.weight) as weights from (select distinct lane.scope, lane.weight from lane) d
             ) contest
             left join lateral (
-                select lane.weight::float8 / contest.weights as share, lane.id, offer.provider, offer.account, offer.model
+                select lane.weight::float8 / contest.weights as share, lane.id, offer.provider, offer.account, offer.model, offer.canary, offer.capped
                 from lane
                 cross join lateral (
-                    select * from _offers(p_runner, lane.route, lane.provider, lane.model) limit 1
+                    select * from _offers(p_runner, lane.route, lane.provider, lane.model, lane.on_limit) limit 1
                 ) offer
                 cross join lateral (
                     -- The head of the lane, from the session's low-water mark on (see _mark).
@@ -122,13 +103,14 @@ begin
                         lane.agent_max is null
                         or (select count(*) from attempts x where x.agent = lane.agent and x.outcome is null) < lane.agent_max
                     )
-                order by in_scope.running::float8 / lane.weight nulls first, lane.returned desc, head.position
+                order by offer.preferred desc, in_scope.running::float8 / lane.weight nulls first, lane.returned desc, head.position
                 limit 1
             ) best on true;
 
             if v_lane is not null then
-                select l.id, l.exclusive, v_share, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, v_account, v_model, p.adapter, p.settings,
-                    a.command, a.result_format, a.system_prompt, a.tools, a.verify, a.timeout
+                select l.id, l.exclusive, l.returned, v_share, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, v_account, v_model,
+                    v_canary, v_capped, p.adapter, p.settings, a.command, a.result_format, a.system_prompt, a.tools, a.max_turns,
+                    a.output_schema, s.permissions, a.verify, a.timeout, a.first_output_timeout, a.idle_timeout
                 into v_choice
                 from lanes l
                 join agents a on a.name = l.agent
@@ -151,32 +133,30 @@ begin
 end
 $$;
 comment on function _best_lane(bigint, text[], integer[]) is
-'The lane this runner should claim from now, or null. Order: priority, then the scope with fewest running per weight, then tasks that come back, then age.';
+'The lane this runner should claim from now, or null. Order: priority, then the local model that is loaded, then the scope with fewest running per weight, then tasks that come back, then age.';
 
 create or replace function _lane_with_first_offer(p_lane integer, p_runner bigint, p_labels text[]) returns setof lane_choice
 language sql stable
 as $$
-    select l.id, l.exclusive, 1::float8, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, rp.account,
-        coalesce(l.model, nullif(split_part(a.route[1], ':', 2), '')), p.adapter, p.settings,
-        a.command, a.result_format, a.system_prompt, a.tools, a.verify, a.timeout
+    select l.id, l.exclusive, l.returned, 1::float8, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, rp.account,
+        coalesce(l.model, taskyard._entry_model(a.route[1])), false, false, p.adapter, p.settings,
+        a.command, a.result_format, a.system_prompt, a.tools, a.max_turns, a.output_schema, s.permissions, a.verify, a.timeout,
+        a.first_output_timeout, a.idle_timeout
     from taskyard.lanes l
     join taskyard.agents a on a.name = l.agent
     join taskyard.scopes s on s.name = l.scope
     left join taskyard.runner_providers rp
         on rp.runner_id = p_runner and rp.provider = coalesce(l.provider, split_part(a.route[1], ':', 1)) and rp.state = 'ready'
+        and rp.until is null and rp.models is null
     left join taskyard.providers p
         on p.name = rp.provider and p.paused_at is null
-        and not exists (
-            select from taskyard.provider_limits pl
-            where pl.provider = rp.provider
-                and pl.account in ('', rp.account)
-                and pl.model in ('', coalesce(l.model, split_part(a.route[1], ':', 2)))
-                and pl.until > taskyard._now()
-        )
+        -- Any limit or cap of the provider is for the close look of _offers.
+        and not exists (select from taskyard.provider_limits pl where pl.provider = rp.provider and pl.until is not null)
+        and not exists (select from taskyard.provider_caps c where c.provider = rp.provider)
     where l.id = p_lane and a.paused_at is null and s.paused_at is null and l.requires <@ p_labels
 $$;
 comment on function _lane_with_first_offer(integer, bigint, text[]) is
-'The lane if it is open to this runner, with the first entry of its route (nearly always the one) where that can be used now, else without a provider. Inlined into its callers, so it pins no search_path.';
+'The lane if it is open to this runner, with the first entry of its route (nearly always the one) where nothing at all speaks against that, else without a provider. Inlined into its callers, so it pins no search_path.';
 
 create or replace function _check_lane(p_lane integer, p_runner bigint, p_labels text[]) returns lane_choice
 language plpgsql volatile
@@ -189,11 +169,11 @@ begin
         return null;
     end if;
     if v_choice.provider is null then
-        select p.name, o.account, o.model, p.adapter, p.settings
-        into v_choice.provider, v_choice.account, v_choice.model, v_choice.adapter, v_choice.settings
+        select p.name, o.account, o.model, o.canary, o.capped, p.adapter, p.settings
+        into v_choice.provider, v_choice.account, v_choice.model, v_choice.canary, v_choice.capped, v_choice.adapter, v_choice.settings
         from lanes l
         join agents a on a.name = l.agent
-        cross join lateral (select * from _offers(p_runner, a.route, l.provider, l.model) limit 1) o
+        cross join lateral (select * from _offers(p_runner, a.route, l.provider, l.model, l.on_limit) limit 1) o
         join providers p on p.name = o.provider
         where l.id = p_lane;
         if not found then

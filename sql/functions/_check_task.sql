@@ -80,6 +80,12 @@ begin
             message = 'requires is not a list of at most 20 labels.',
             hint = 'For example: ''{gpu,docker}''';
     end if;
+    if jsonb_typeof(p_task.output_schema) <> 'object' then
+        raise exception using
+            errcode = 'TY001',
+            message = 'The output_schema is not a JSON object.',
+            hint = 'For example: ''{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}''';
+    end if;
     if octet_length(p_task.payload::text) > 4194304 then
         raise exception using
             errcode = 'TY001',

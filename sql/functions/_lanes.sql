@@ -14,14 +14,15 @@ begin
         and l.model is not distinct from p_task.model
         and l.requires = p_task.requires
         and l.exclusive = (p_task.workspace is not null)
+        and l.on_limit = p_task.on_limit
     order by l.id
     limit 1;
     if v_lane is null then
         perform _check_references(p_task);
-        insert into lanes (priority, returned, scope, agent, requires, provider, model, exclusive)
+        insert into lanes (priority, returned, scope, agent, requires, provider, model, exclusive, on_limit)
         values (
             p_task.priority, p_returned, p_task.scope, p_task.agent, p_task.requires, p_task.provider, p_task.model,
-            p_task.workspace is not null
+            p_task.workspace is not null, p_task.on_limit
         )
         returning id into v_lane;
     end if;

@@ -33,6 +33,7 @@ begin
         new.created_by := _caller();
         new.created_at := _now();
         new.started_at := null;
+        new.routed_by := null;
         new.result := null;
         new.error := null;
         new.attempt_count := 0;
@@ -52,10 +53,10 @@ begin
                 hint = 'Insert another task instead.';
         end if;
         v_edited := (new.prompt, new.agent, new.scope, new.priority, new.depends_on, new.on_dependency_failure, new.payload,
-            new.run_at, new.workspace, new.verify, new.requires, new.provider, new.model, new.on_limit, new.dedupe_key, new.max_attempts, new.timeout)
+            new.run_at, new.workspace, new.verify, new.requires, new.provider, new.model, new.on_limit, new.dedupe_key, new.max_attempts, new.timeout, new.output_schema)
             is distinct from
             (old.prompt, old.agent, old.scope, old.priority, old.depends_on, old.on_dependency_failure, old.payload,
-                old.run_at, old.workspace, old.verify, old.requires, old.provider, old.model, old.on_limit, old.dedupe_key, old.max_attempts, old.timeout);
+                old.run_at, old.workspace, old.verify, old.requires, old.provider, old.model, old.on_limit, old.dedupe_key, old.max_attempts, old.timeout, old.output_schema);
         if v_edited and old.status in ('running', 'completed') and old.status = new.status then
             raise exception using
                 errcode = 'TY004',
@@ -70,6 +71,9 @@ begin
         end if;
     end if;
 
+    if v_edited and new.agent = 'auto' and (tg_op = 'INSERT' or old.agent <> 'auto') then
+        select coalesce(r.agent, 'auto'), r.routed_by into new.agent, new.routed_by from _route_by_rules(new) r;
+    end if;
     if v_edited then
         perform _check_task(new);
         if tg_op = 'UPDATE' and new.depends_on is distinct from old.depends_on then

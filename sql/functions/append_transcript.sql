@@ -4,11 +4,12 @@ security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 declare
+    v_canary boolean;
     v_count integer;
 begin
     perform _require_role('taskyard_runner', 'write transcripts');
     -- Shared with the row that ends the attempt: nothing is appended after its end.
-    perform from attempts where id = p_attempt and finished_at is null for key share;
+    select canary into v_canary from attempts where id = p_attempt and finished_at is null for key share;
     if not found then
         perform _lost(p_attempt);
     end if;
@@ -17,6 +18,12 @@ begin
     from jsonb_array_elements(p_events) e
     on conflict do nothing;
     get diagnostics v_count = row_count;
+    -- The agent speaks, so its provider answers: no need to hold the others back until a task of hours is done.
+    if v_canary and exists (
+        select from jsonb_array_elements(p_events) e where e ->> 'kind' in ('text', 'thinking', 'tool_call')
+    ) then
+        perform _reopen(p_attempt);
+    end if;
     return v_count;
 end
 $$;

@@ -23,6 +23,8 @@ declare
     v_claim claim;
     v_left integer := p_n;
     v_take integer;
+    v_most integer;
+    v_again integer := 0;
     v_skip integer[] := array[]::integer[];
     v_waited boolean := false;
     v_count integer;
@@ -45,12 +47,14 @@ begin
     end if;
     -- Most yards have one open lane at the top priority: then there is nothing to choose, and this one statement tells all.
     select r.gone_at is null, r.draining, r.labels, r.lease, o.lanes is not null,
-        c.lane_id, c.exclusive, c.share, c.scope, c.agent, c.scope_max, c.agent_max, c.provider, c.account, c.model, c.adapter,
-        c.settings, c.command, c.result_format, c.system_prompt, c.tools, c.verify, c.timeout
+        c.lane_id, c.exclusive, c.returned, c.share, c.scope, c.agent, c.scope_max, c.agent_max, c.provider, c.account, c.model,
+        c.canary, c.capped, c.adapter, c.settings, c.command, c.result_format, c.system_prompt, c.tools, c.max_turns,
+        c.output_schema, c.permissions, c.verify, c.timeout, c.first_output_timeout, c.idle_timeout
     into v_known, v_draining, v_labels, v_lease, v_open,
-        v_lane.lane_id, v_lane.exclusive, v_lane.share, v_lane.scope, v_lane.agent, v_lane.scope_max, v_lane.agent_max,
-        v_lane.provider, v_lane.account, v_lane.model, v_lane.adapter, v_lane.settings, v_lane.command, v_lane.result_format,
-        v_lane.system_prompt, v_lane.tools, v_lane.verify, v_lane.timeout
+        v_lane.lane_id, v_lane.exclusive, v_lane.returned, v_lane.share, v_lane.scope, v_lane.agent, v_lane.scope_max, v_lane.agent_max,
+        v_lane.provider, v_lane.account, v_lane.model, v_lane.canary, v_lane.capped, v_lane.adapter, v_lane.settings, v_lane.command,
+        v_lane.result_format, v_lane.system_prompt, v_lane.tools, v_lane.max_turns, v_lane.output_schema, v_lane.permissions,
+        v_lane.verify, v_lane.timeout, v_lane.first_output_timeout, v_lane.idle_timeout
     from runners r
     cross join (
         select array_agg(x.lane_id) as lanes, max(x.priority) as highest, min(x.priority) as lowest
@@ -84,16 +88,39 @@ begin
             exit when v_lane.lane_id is null;
         end if;
 
+        if v_lane.canary or v_lane.capped then
+            -- Somebody else may have sent the canary, or used the last request, a moment ago: then look again, some times.
+            if v_lane.canary and not _may_probe(v_lane.provider, v_lane.account, v_lane.model, v_waited) then
+                v_take := 0;
+            elsif v_lane.capped then
+                v_take := least(v_left, _cap_room(v_lane.provider, v_lane.account, v_waited or v_lane.canary));
+            end if;
+            v_waited := true;
+            if v_take = 0 then
+                v_again := v_again + 1;
+                if v_again > 3 then
+                    v_skip := v_skip || v_lane.lane_id;
+                end if;
+                v_lane := null;
+                v_take := null;
+                continue;
+            end if;
+            v_most := case when v_lane.canary then 1 else v_take end;
+        end if;
+
         -- A fair share of a batch, by weight: one claim of 50 does not hand everything to the first of five scopes.
-        v_take := case when v_left = 1 then 1 else greatest(1, ceil(v_left * v_lane.share))::integer end;
+        v_take := case when v_left = 1 then 1 else least(v_most, greatest(1, ceil(v_left * v_lane.share))::integer) end;
         if v_lane.scope_max is not null or v_lane.agent_max is not null then
             v_take := least(v_take, _room(v_lane.scope, v_lane.scope_max, v_lane.agent, v_lane.agent_max, v_waited));
             v_waited := true;
         end if;
         v_count := 0;
-        if v_take = 1 or (v_take > 1 and v_lane.exclusive) then
+        if v_take = 1 or (v_take > 1 and (v_lane.exclusive or v_lane.returned or v_lane.agent = 'auto')) then
             v_claim := _claim_one(p_runner, v_lease, v_lane);
             if v_claim.attempt_id is not null then
+                if v_lane.canary then
+                    perform _send_canary(v_claim.attempt_id, v_lane.provider, v_lane.account, v_lane.model);
+                end if;
                 return next v_claim;
                 v_count := 1;
             end if;
@@ -102,6 +129,10 @@ begin
             get diagnostics v_count = row_count;
         end if;
         v_left := v_left - v_count;
+        v_most := null;
+        if v_lane.capped and v_count > 0 then
+            perform _count_requests(v_lane.provider, v_lane.account, v_count);
+        end if;
         if v_count = 0 then
             v_skip := v_skip || v_lane.lane_id;
         end if;
@@ -160,6 +191,7 @@ declare
     v_task tasks;
     v_attempt bigint;
     v_now timestamptz := _now();
+    v_claim claim;
     v_done text;
 begin
     loop
@@ -188,8 +220,9 @@ begin
     update tasks
     set status = 'running', attempt_id = v_attempt, attempt_count = attempt_count + 1, started_at = coalesce(started_at, v_now)
     where id = v_id
-    returning prompt, payload, agent, scope, workspace, verify, timeout, attempt_count
-    into v_task.prompt, v_task.payload, v_task.agent, v_task.scope, v_task.workspace, v_task.verify, v_task.timeout, v_task.attempt_count;
+    returning prompt, payload, agent, scope, workspace, verify, timeout, output_schema, attempt_count
+    into v_task.prompt, v_task.payload, v_task.agent, v_task.scope, v_task.workspace, v_task.verify, v_task.timeout,
+        v_task.output_schema, v_task.attempt_count;
     insert into attempts (id, task_id, number, runner_id, scope, agent, provider, account, model, lease_until, started_at)
     values (
         v_attempt, v_id, v_task.attempt_count, p_runner, v_task.scope, v_task.agent, p_lane.provider, p_lane.account,
@@ -197,12 +230,19 @@ begin
     );
     v_done := _set_mark(p_lane.lane_id, v_position);
     v_done := _announce('update', array[v_id], 'running');
-    return row(
+    v_claim := row(
         v_attempt, v_id, v_task.attempt_count, v_task.prompt, v_task.payload, v_task.agent, v_task.scope,
         p_lane.provider, p_lane.account, p_lane.model, p_lane.adapter, p_lane.settings, p_lane.command, p_lane.result_format,
-        p_lane.system_prompt, p_lane.tools, v_task.workspace, coalesce(v_task.verify, p_lane.verify),
-        coalesce(v_task.timeout, p_lane.timeout), null::text, v_now + p_lease
+        p_lane.system_prompt, p_lane.tools, p_lane.max_turns, coalesce(v_task.output_schema, p_lane.output_schema), p_lane.permissions,
+        v_task.workspace, coalesce(v_task.verify, p_lane.verify), coalesce(v_task.timeout, p_lane.timeout),
+        p_lane.first_output_timeout, p_lane.idle_timeout, null::text, null::jsonb, null::text, v_now + p_lease
     )::claim;
+    if v_task.agent = 'auto' then
+        v_claim := _routing_claim(v_claim);
+    elsif v_task.attempt_count > 1 then
+        v_claim := _pick_up(v_claim, p_runner);
+    end if;
+    return v_claim;
 end
 $$;
 comment on function _claim_one(bigint, interval, lane_choice) is 'Claims the head of a lane; null where nothing in it can be had.';
@@ -289,8 +329,10 @@ begin
         from taken
     )
     select t.attempt_id, t.id, t.attempt_count, t.prompt, t.payload, t.agent, t.scope, p_lane.provider, p_lane.account, p_lane.model,
-        p_lane.adapter, p_lane.settings, p_lane.command, p_lane.result_format, p_lane.system_prompt, p_lane.tools,
-        t.workspace, coalesce(t.verify, p_lane.verify), coalesce(t.timeout, p_lane.timeout), null::text, _now() + p_lease
+        p_lane.adapter, p_lane.settings, p_lane.command, p_lane.result_format, p_lane.system_prompt, p_lane.tools, p_lane.max_turns,
+        coalesce(t.output_schema, p_lane.output_schema), p_lane.permissions, t.workspace, coalesce(t.verify, p_lane.verify),
+        coalesce(t.timeout, p_lane.timeout), p_lane.first_output_timeout, p_lane.idle_timeout, null::text, null::jsonb, null::text,
+        _now() + p_lease
     from taken t;
     v_done := _set_mark(p_lane.lane_id, v_positions[cardinality(v_positions)]);
     v_done := _announce('update', v_ids, 'running');

@@ -7,7 +7,7 @@ create or replace function complete_task(
     p_evidence text default null,
     p_usage jsonb default null,
     p_session_id text default null,
-    p_retry_at timestamptz default null
+    p_window jsonb default null
 ) returns text
 language plpgsql volatile
 security definer
@@ -17,6 +17,8 @@ as $$
 declare
     v_attempt attempts;
     v_task bigint;
+    v_canary boolean;
+    v_agent text;
     v_awaited boolean;
     v_workspace text;
     v_ending text := case when p_outcome = 'completed' then 'completed' end;
@@ -51,20 +53,22 @@ begin
     set outcome = p_outcome::attempt_outcome, finished_at = v_now, counted = false, exit_code = p_exit_code,
         evidence = left(p_evidence, 20000)
     where id = p_attempt and finished_at is null
-    returning task_id into v_task;
+    returning task_id, canary, agent into v_task, v_canary, v_agent;
     if v_task is null then
         perform _lost(p_attempt);
     end if;
     if p_usage is not null or p_session_id is not null then
-        update attempts
-        set session_id = coalesce(p_session_id, session_id),
-            input_tokens = (p_usage ->> 'input_tokens')::bigint,
-            cached_tokens = (p_usage ->> 'cached_tokens')::bigint,
-            output_tokens = (p_usage ->> 'output_tokens')::bigint,
-            turns = (p_usage ->> 'turns')::integer,
-            cost_usd = (p_usage ->> 'cost_usd')::numeric,
-            model = coalesce(p_usage ->> 'model', model)
-        where id = p_attempt;
+        select * into v_attempt from attempts where id = p_attempt;
+        perform _note_usage(v_attempt, p_session_id, p_usage);
+    end if;
+    if v_canary then
+        if v_ending = 'completed' then
+            perform _reopen(p_attempt);
+        end if;
+        perform _canary_ended(p_attempt);
+    end if;
+    if v_agent = 'auto' and v_ending = 'completed' then
+        return _routed(p_attempt, v_task, p_result);
     end if;
 
     if v_ending = 'completed' then
@@ -83,12 +87,12 @@ begin
         return 'completed';
     end if;
     select * into v_attempt from attempts where id = p_attempt;
-    return _end_badly(v_attempt, p_result, p_error, p_retry_at);
+    return _end_badly(v_attempt, p_result, p_error, p_window);
 end
 $$;
-comment on function complete_task(bigint, text, jsonb, text, integer, text, jsonb, text, timestamptz) is
-'Ends an attempt with an outcome of outcome_policies and returns the task''s new status. usage: {input_tokens, cached_tokens, output_tokens, turns, cost_usd, model}, each optional. retry_at: when a limit resets, as the provider said. Errors: TY001, TY005 (the attempt is lost: kill the work, write nothing), TY006.';
-grant execute on function complete_task(bigint, text, jsonb, text, integer, text, jsonb, text, timestamptz)
+comment on function complete_task(bigint, text, jsonb, text, integer, text, jsonb, text, jsonb) is
+'Ends an attempt with an outcome of outcome_policies and returns the task''s new status. usage: {input_tokens, cached_tokens, output_tokens, turns, cost_usd, model}, each optional. window: the limit that refused it, as the provider said: {name, resets_at, used_percent, model}. Errors: TY001, TY005 (the attempt is lost: kill the work, write nothing), TY006.';
+grant execute on function complete_task(bigint, text, jsonb, text, integer, text, jsonb, text, jsonb)
 to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
 
 create or replace function _lost(p_attempt bigint) returns void
@@ -109,7 +113,7 @@ end
 $$;
 comment on function _lost(bigint) is 'Raises TY005 with what became of the attempt.';
 
-create or replace function _end_badly(p_attempt attempts, p_result jsonb, p_error text, p_retry_at timestamptz) returns text
+create or replace function _end_badly(p_attempt attempts, p_result jsonb, p_error text, p_window jsonb) returns text
 language plpgsql volatile
 as $$
 declare
@@ -147,10 +151,10 @@ begin
         v_wait := least(v_policy.backoff_cap, v_policy.backoff * (2 ^ least(v_times - 1, 30))) * (0.9 + 0.2 * random());
     end if;
     if v_policy.cools is not null then
-        perform _cool_down(
-            p_attempt.provider, case v_policy.cools when 'account' then p_attempt.account else '' end,
-            p_attempt.outcome::text, p_retry_at, p_attempt.evidence
-        );
+        perform _cool_down(p_attempt, v_policy, p_window);
+    end if;
+    if v_task.agent = 'auto' then
+        return _routed(p_attempt.id, v_task.id, null);
     end if;
     perform _leave(v_task, p_attempt.id);
     update tasks
@@ -161,7 +165,7 @@ begin
     return v_status;
 end
 $$;
-comment on function _end_badly(attempts, jsonb, text, timestamptz) is 'Applies outcome_policies to a task whose attempt did not complete.';
+comment on function _end_badly(attempts, jsonb, text, jsonb) is 'Applies outcome_policies to a task whose attempt did not complete.';
 
 create or replace function _leave(p_task tasks, p_attempt bigint) returns void
 language plpgsql volatile
@@ -231,31 +235,3 @@ $$;
 comment on function complete_tasks(bigint[], jsonb[]) is
 'Completes many attempts at once. One row per attempt: completed, or lost where it was no longer the caller''s (stop its work). Errors: TY001, TY006.';
 grant execute on function complete_tasks(bigint[], jsonb[]) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
-
-create or replace function _cool_down(p_provider text, p_account text, p_window text, p_resets_at timestamptz, p_evidence text) returns void
-language plpgsql volatile
-as $$
-declare
-    v_old provider_limits;
-    v_level integer;
-    v_wait interval;
-begin
-    insert into provider_limits (provider, account, window_name) values (p_provider, p_account, p_window) on conflict do nothing;
-    select * into strict v_old from provider_limits
-    where provider = p_provider and account = p_account and model = '' and window_name = p_window
-    for no key update;
-    -- Attempts that were under way when the limit struck report it too; only a new strike after the cooldown raises the level.
-    v_level := case when p_resets_at is not null then 0 when v_old.until > _now() then v_old.level else v_old.level + 1 end;
-    v_wait := coalesce(
-        p_resets_at - _now(),
-        case v_level when 0 then interval '5 minutes' when 1 then interval '5 minutes' when 2 then interval '15 minutes' else interval '1 hour' end
-    );
-    v_wait := least(greatest(v_wait, interval '1 minute'), interval '8 days');
-    update provider_limits
-    set resets_at = coalesce(p_resets_at, resets_at), level = v_level, state = 'hot', evidence = left(p_evidence, 20000), observed_at = _now(),
-        until = case when p_resets_at is null and v_old.until > _now() then v_old.until else greatest(v_old.until, _now() + v_wait) end
-    where provider = p_provider and account = p_account and model = '' and window_name = p_window;
-end
-$$;
-comment on function _cool_down(text, text, text, timestamptz, text) is
-'No host claims for the account before until: the stated reset, else 5 minutes, 15 minutes, an hour in a row; from 1 minute to 8 days; never earlier than it was.';

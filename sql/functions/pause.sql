@@ -73,12 +73,13 @@ begin
             message = format('There is no provider "%s".', left(p_name, 100)),
             hint = 'See: select name from providers;';
     end if;
+    update runner_providers set state = 'ready', refused_at = null, detail = null where provider = p_name and refused_at is not null;
     perform _wake_runners();
     perform _log(null, null, 'provider_resumed', jsonb_build_object('provider', p_name));
     return format('provider %s is used again', p_name);
 end
 $$;
-comment on function resume_provider(text) is 'Ends pause_provider(). Errors: TY002, TY006.';
+comment on function resume_provider(text) is 'Ends pause_provider(), and lets logins that were refused be tried again. Errors: TY002, TY006.';
 
 grant execute on function pause_scope(text, text), resume_scope(text), pause_provider(text, text), resume_provider(text)
 to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;

@@ -4,16 +4,17 @@ create or replace function register_runner(
     p_labels text[] default '{}',
     p_providers jsonb default '[{"provider": "command"}]',
     p_version text default '',
-    p_protocol integer default 1,
-    p_lease interval default interval '60 seconds'
+    p_protocol integer default 2,
+    p_lease interval default interval '60 seconds',
+    p_host text default ''
 ) returns bigint
 language plpgsql volatile
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 declare
-    c_protocol constant integer := 1;
-    c_oldest_protocol constant integer := 1;
+    c_protocol constant integer := 2;
+    c_oldest_protocol constant integer := 2;
     v_old runners;
     v_id bigint;
     v_unknown text;
@@ -73,20 +74,16 @@ begin
         end if;
         perform _give_up_runner(v_old.id, 'another runner took its name');
     end if;
-    insert into runners (name, labels, slots, version, lease, login, registered_at, last_seen)
-    values (p_name, coalesce(p_labels, '{}'), p_slots, coalesce(p_version, ''), p_lease, _caller(), _now(), _now())
+    insert into runners (name, labels, host, slots, version, lease, login, registered_at, last_seen)
+    values (p_name, coalesce(p_labels, '{}'), left(coalesce(p_host, ''), 200), p_slots, coalesce(p_version, ''), p_lease, _caller(), _now(), _now())
     returning id into v_id;
-    insert into runner_providers (runner_id, provider, account, state, models, detail)
-    select v_id, x ->> 'provider', coalesce(x ->> 'account', ''), coalesce(x ->> 'state', 'ready'),
-        case when jsonb_typeof(x -> 'models') = 'array' then array(select jsonb_array_elements_text(x -> 'models')) end, x ->> 'detail'
-    from jsonb_array_elements(p_providers) x
-    on conflict do nothing;
+    perform _note_offers(v_id, p_providers);
     return v_id;
 end
 $$;
-comment on function register_runner(text, integer, text[], jsonb, text, integer, interval) is
-'Makes a runner known and returns its id. providers: [{provider, account, state, models, detail}]. Errors: TY001, TY002, TY006, TY008 (the name is in use), TY009 (versions too far apart).';
-grant execute on function register_runner(text, integer, text[], jsonb, text, integer, interval) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
+comment on function register_runner(text, integer, text[], jsonb, text, integer, interval, text) is
+'Makes a runner known and returns its id. providers: [{provider, account, state, models, loaded, version, detail}]; host: where sessions of agents can be resumed. Errors: TY001, TY002, TY006, TY008 (the name is in use), TY009 (versions too far apart).';
+grant execute on function register_runner(text, integer, text[], jsonb, text, integer, interval, text) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
 
 create or replace function hold_runner_lock(p_runner bigint) returns boolean
 language plpgsql volatile

@@ -40,6 +40,18 @@ begin
         v_done := v_done + 1;
     end loop;
 
+    -- What cooled down may be tried again: those who sleep are told.
+    if exists (select from provider_limits where until > v_ticked_at and until <= _now())
+        or exists (select from provider_limits where canary_until > v_ticked_at and canary_until <= _now())
+        or exists (select from runner_providers where until > v_ticked_at and until <= _now())
+        or exists (
+            select from provider_cap_usage u join provider_caps c on c.id = u.cap_id
+            where u.bucket + c.period * 1.05 > v_ticked_at and u.bucket + c.period * 1.05 <= _now()
+        ) then
+        perform _wake_runners();
+    end if;
+    v_done := v_done + _route_without_model();
+
     -- Who is gone?
     if v_ticker.blind_until <= _now() then
         for v_runner in select * from runners where gone_at is null loop

@@ -11,6 +11,19 @@ $$;
 comment on function _line(text, integer) is 'The beginning of a text on one line of at most so many characters.';
 grant execute on function _line(text, integer) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
 
+create or replace function _short(p_number bigint) returns text
+language sql immutable
+as $$
+    select case
+        when p_number < 1000 then p_number::text
+        when p_number < 999500 then round(p_number / 1e3) || 'k'
+        when p_number < 99950000 then round(p_number / 1e6, 1) || 'M'
+        else round(p_number / 1e6) || 'M'
+    end
+$$;
+comment on function _short(bigint) is 'A count for a narrow screen: 950, 12k, 3.4M.';
+grant execute on function _short(bigint) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
+
 create or replace view queue as
 select t.id, case when x.state = 'queued' and t.priority <> 0 then 'pri ' || t.priority else x.state end as state, _line(t.prompt, 15) as task
 from (
@@ -45,18 +58,71 @@ comment on view recently_done is 'What ended, latest first: its error, its resul
 
 create or replace view fleet as
 select
-    _line(r.name, 12) as runner,
+    _line(r.name, 9) as runner,
     (select count(*) from attempts a where a.runner_id = r.id and a.outcome is null) || '/' || r.slots as busy,
     case
-        when r.last_seen < _now() - interval '15 seconds' then 'silent'
+        when r.last_seen < _now() - interval '15 seconds' then _ago(_now() - r.last_seen) || ' ago'
         when r.draining then 'drains'
         else 'up'
     end as state,
-    _ago(_now() - r.last_seen) as seen
+    _line((select string_agg(array_to_string(rp.loaded, ' '), ' ') from runner_providers rp where rp.runner_id = r.id), 8) as loaded
 from runners r
 where r.gone_at is null
 order by r.name;
-comment on view fleet is 'The runners: how many of their slots are busy, and when each was last heard of.';
+comment on view fleet is 'The runners: how many of their slots are busy, when a silent one was last heard of, and which local models are in memory there.';
+
+create or replace view offers as
+select
+    _line(r.name, 9) as runner,
+    _line(rp.provider, 9) as provider,
+    case when rp.until > _now() then 'back ' || _ago(rp.until - _now()) when rp.state = 'unauthenticated' then 'no login' else rp.state end as state,
+    _line(coalesce(rp.version, ''), 8) as version
+from runner_providers rp
+join runners r on r.id = rp.runner_id
+where r.gone_at is null
+order by r.name, rp.provider;
+comment on view offers is 'What each runner can run: ready, no login (see runner_providers.detail), missing, or out of reach for a while.';
+
+create or replace view limits as
+select
+    _line(l.provider, 8) as provider,
+    _line(concat_ws(' ', nullif(l.model, ''), nullif(l.window_name, '')), 11) as what,
+    round(l.used_percent)::integer as used,
+    case
+        when l.canary_until > _now() then 'tried'
+        when l.until <= _now() then 'to try'
+        when l.until is not null then _ago(l.until - _now()) || case when l.level > 0 then ' ?' else '' end
+        else ''
+    end as back
+from provider_limits l
+where l.until is not null or l.resets_at is null or l.resets_at > _now()
+union all
+select _line(c.provider, 8), _line('cap ' || c.max_requests || '/' || _ago(c.period), 11), round(100.0 * coalesce(u.used, 0) / c.max_requests)::integer, ''
+from provider_caps c
+left join lateral (
+    select sum(q.requests) as used
+    from provider_cap_usage q
+    where q.cap_id = c.id and q.bucket > _now() - c.period * 1.05
+    group by q.account
+    order by used desc
+    limit 1
+) u on true
+order by back desc, provider, what;
+comment on view limits is 'Accounts and their limit windows: used percent, and when one that is hot comes back (a question mark: a guess). The whole of it is in provider_limits and provider_caps.';
+
+create or replace view spend as
+select
+    to_char(a.finished_at, 'MM-DD') as day,
+    _line(a.provider, 8) as provider,
+    count(*) as runs,
+    _short(sum(a.input_tokens)::bigint) as "in",
+    _short(sum(a.output_tokens)::bigint) as out,
+    to_char(sum(a.cost_usd), 'FM99990.00') as usd
+from attempts a
+where a.finished_at > _now() - interval '30 days'
+group by date_trunc('day', a.finished_at), to_char(a.finished_at, 'MM-DD'), a.provider
+order by date_trunc('day', a.finished_at) desc, a.provider;
+comment on view spend is 'Runs, tokens and dollars by day and provider, latest first; empty where a tool does not say.';
 
 create or replace view task_history as
 select t.id as task_id, t.created_at as at, 'created' as what, t.created_by as who, null::bigint as attempt_id, null::text as detail
@@ -80,15 +146,17 @@ comment on view task_history is 'All that happened to a task: where task_id = 17
 grant select on
 tasks, attempts, transcript, task_events, agents, scopes, providers, provider_limits, runners, runner_providers,
 outcome_policies, lanes, open_lanes, ready_tasks, scheduled_tasks, task_dependencies, workspace_holders, workspace_waits,
-ticker, schema_migrations, queue, now_running, recently_done, fleet, task_history
+ticker, schema_migrations, queue, now_running, recently_done, fleet, offers, limits,
+spend, task_history, provider_caps, provider_cap_usage, prices, routing_rules
 to taskyard_viewer;
 grant insert (
     prompt, agent, scope, priority, run_at, parent_id, depends_on, on_dependency_failure, payload, workspace, verify,
-    requires, provider, model, on_limit, dedupe_key, max_attempts, timeout
+    requires, provider, model, on_limit, dedupe_key, max_attempts, timeout, output_schema
 ), update (
     prompt, agent, scope, status, priority, run_at, depends_on, on_dependency_failure, payload, workspace, verify, requires,
-    provider, model, on_limit, max_attempts, timeout
+    provider, model, on_limit, max_attempts, timeout, output_schema
 ) on tasks to taskyard_submitter;
-grant insert, update, delete on agents, scopes, providers, provider_limits, outcome_policies to taskyard_admin;
+grant insert, update, delete on agents, scopes, providers, provider_limits, outcome_policies, provider_caps, prices, routing_rules
+to taskyard_admin;
 grant delete on tasks to taskyard_admin;
 grant delete on runners, attempts, transcript, task_events to taskyard_admin;

@@ -24,6 +24,8 @@ create table tasks (
     dedupe_key text,
     max_attempts integer,
     timeout interval,
+    output_schema jsonb,
+    routed_by text,
     result jsonb,
     error text,
     created_by text not null default '',
@@ -63,6 +65,8 @@ comment on column tasks.on_limit is 'When a provider hits its limit: switch, wai
 comment on column tasks.dedupe_key is 'Unique as long as the row lives: a second insert with the same key is refused, submit_task() returns the first.';
 comment on column tasks.max_attempts is 'Counted attempts before it fails for good; null: the agent''s default.';
 comment on column tasks.timeout is 'Wall clock of one attempt; null: the agent''s default.';
+comment on column tasks.output_schema is 'JSON schema that the result has to fit; null: the agent''s.';
+comment on column tasks.routed_by is 'Who chose the agent of a task that was inserted for agent auto: a rule, a model, or the default.';
 comment on column tasks.result is 'What the agent gave back; plain text is a JSON string: result #>> ''{}''.';
 comment on column tasks.error is 'Why it is not completed, in one sentence.';
 comment on column tasks.attempt_id is 'The live attempt while running.';
@@ -82,6 +86,7 @@ create table lanes (
     provider text references providers (name) on update restrict on delete restrict,
     model text,
     exclusive boolean not null,
+    on_limit text not null default 'switch',
     -- A fixed scatter of the ids (multiplication by an odd number modulo 2^32 maps one to one): claims start at a random
     -- point of this ring, so a bounded window of candidate lanes is a fair sample however many are open.
     spin integer not null generated always as
@@ -89,7 +94,7 @@ create table lanes (
 );
 -- Deliberately not unique: a unique index would make every producer wait for another's open transaction that uses a new
 -- combination first. Two lanes with the same combination do no harm.
-create index lanes_combination on lanes (scope, agent, priority, returned, provider, model);
+create index lanes_combination on lanes (scope, agent, priority, returned, provider, model, on_limit);
 create index lanes_agent on lanes (agent);
 create index lanes_provider on lanes (provider);
 comment on table lanes is 'Combinations that tasks come in. Eligibility is decided once per lane and claim, never per task.';

@@ -27,6 +27,8 @@ create table attempts (
     output_tokens bigint,
     turns integer,
     cost_usd numeric(12, 6),
+    cost_estimated boolean not null default false,
+    canary boolean not null default false,
     started_at timestamptz not null,
     finished_at timestamptz,
     constraint attempts_end_together check ((outcome is null) = (finished_at is null))
@@ -42,7 +44,14 @@ comment on column attempts.progress_at is 'Last output seen.';
 comment on column attempts.outcome is 'How it ended (see outcome_policies); null while it runs.';
 comment on column attempts.counted is 'Whether it used up one of max_attempts.';
 comment on column attempts.evidence is 'What the outcome was read from, verbatim.';
-comment on column attempts.cost_usd is 'As reported by the tool; null where it reports none.';
+comment on column attempts.model is 'Asked for; once the tool has said so, the one really used.';
+comment on column attempts.session_id is 'The tool''s own session, which a later attempt on the same host can resume.';
+comment on column attempts.input_tokens is 'All that were read, those from a cache included; null where the tool does not say.';
+comment on column attempts.cached_tokens is 'Those of input_tokens that came from a cache.';
+comment on column attempts.turns is 'Answers of the model.';
+comment on column attempts.cost_usd is 'As reported by the tool, else by your own table prices; null where neither says.';
+comment on column attempts.cost_estimated is 'cost_usd comes from the table prices.';
+comment on column attempts.canary is 'The first try of an account after a limit.';
 
 create table transcript (
     attempt_id bigint not null,
@@ -54,7 +63,7 @@ create table transcript (
     constraint transcript_pkey primary key (attempt_id, seq)
 ) partition by range (attempt_id);
 comment on table transcript is 'What the agents said and did, one row per event, in weekly partitions by the start of the attempt.';
-comment on column transcript.kind is 'output, error, note, or what the adapter names (text, tool_call, usage).';
+comment on column transcript.kind is 'text (the agent''s own words), thinking, tool_call, tool_result, usage, error, note, or output (of a plain command).';
 
 create table task_events (
     at timestamptz not null default clock_timestamp(),
@@ -96,10 +105,17 @@ create type claim as (
     result_format text,
     system_prompt text,
     tools text [],
+    max_turns integer,
+    output_schema jsonb,
+    permissions text [],
     workspace text,
     verify text,
     timeout interval,
+    first_output_timeout interval,
+    idle_timeout interval,
     session_id text,
+    session_usage jsonb,
+    note text,
     lease_until timestamptz
 );
 comment on type claim is 'Everything that a runner needs for one attempt.';
@@ -107,6 +123,7 @@ comment on type claim is 'Everything that a runner needs for one attempt.';
 create type lane_choice as (
     lane_id integer,
     exclusive boolean,
+    returned boolean,
     share double precision,
     scope text,
     agent text,
@@ -115,13 +132,20 @@ create type lane_choice as (
     provider text,
     account text,
     model text,
+    canary boolean,
+    capped boolean,
     adapter text,
     settings jsonb,
     command text [],
     result_format text,
     system_prompt text,
     tools text [],
+    max_turns integer,
+    output_schema jsonb,
+    permissions text [],
     verify text,
-    timeout interval
+    timeout interval,
+    first_output_timeout interval,
+    idle_timeout interval
 );
 comment on type lane_choice is 'A lane to claim from, with all of its agent and provider that a claim hands out.';

@@ -1,30 +1,45 @@
-insert into outcome_policies (outcome, status, free_times, backoff, backoff_cap, cools, meaning) values
-('completed', 'completed', 0, '0', '0', null, 'done'),
-('failed', 'queued', 0, '5 seconds', '1 hour', null, 'the tool said that it failed'),
-('rate_limited', 'queued', null, '0', '0', 'account', 'too many requests for this account'),
-('quota_exhausted', 'queued', null, '0', '0', 'account', 'the account''s allowance is used up'),
-('overloaded', 'queued', null, '30 seconds', '10 minutes', null, 'the provider is too busy'),
-('unauthenticated', 'queued', null, '0', '0', 'account', 'the login on that host does not work'),
-('network', 'queued', null, '15 seconds', '10 minutes', null, 'the provider could not be reached'),
-('context_overflow', 'queued', 0, '0', '0', null, 'the conversation outgrew the model'),
-('session_lost', 'queued', 2, '0', '0', null, 'the session to resume is gone'),
-('permission_denied', 'failed', 0, '0', '0', null, 'a needed permission is missing; no retry can change that'),
-('turn_limit', 'queued', 0, '0', '0', null, 'the agent used up its turns'),
-('timed_out', 'queued', 0, '10 seconds', '1 hour', null, 'the wall clock ran out'),
-('stalled', 'queued', 0, '10 seconds', '1 hour', null, 'no output for too long'),
-('crashed', 'queued', 2, '0', '0', null, 'the tool or its runner died; twice per task costs nothing, then it counts, so that a task that kills its hosts comes to an end'),
-('verify_failed', 'queued', 0, '0', '0', null, 'the proof of done did not hold'),
-('cancelled', 'cancelled', null, '0', '0', null, 'stopped on request'),
-('waiting', 'waiting', null, '0', '0', null, 'waits for a human, children or mail'),
-('handed_off', 'completed', null, '0', '0', null, 'another agent goes on'),
-('unknown', 'queued', 0, '30 seconds', '1 hour', null, 'ended in a way that nobody could read');
+insert into outcome_policies (outcome, status, free_times, backoff, backoff_cap, cools, cool_steps, meaning) values
+('completed', 'completed', 0, '0', '0', null, default, 'done'),
+('failed', 'queued', 0, '5 seconds', '1 hour', null, default, 'the tool said that it failed'),
+('rate_limited', 'queued', null, '0', '0', 'account', default, 'too many requests for this account'),
+('quota_exhausted', 'queued', null, '0', '0', 'account', default, 'the account''s allowance is used up'),
+('overloaded', 'queued', null, '0', '0', 'provider', '{1 minute,3 minutes,10 minutes}', 'the provider is too busy'),
+('unauthenticated', 'queued', null, '0', '0', 'login', default, 'the login on that host does not work'),
+('network', 'queued', null, '0', '0', 'runner', '{15 seconds,1 minute,5 minutes}', 'the provider could not be reached'),
+('context_overflow', 'queued', 0, '0', '0', null, default, 'the conversation outgrew the model'),
+('session_lost', 'queued', 2, '0', '0', null, default, 'the session to resume is gone'),
+('permission_denied', 'failed', 0, '0', '0', null, default, 'a needed permission is missing; no retry can change that'),
+('turn_limit', 'queued', 0, '0', '0', null, default, 'the agent used up its turns'),
+('timed_out', 'queued', 0, '10 seconds', '1 hour', null, default, 'the wall clock ran out'),
+('stalled', 'queued', 0, '10 seconds', '1 hour', null, default, 'no output for too long'),
+('crashed', 'queued', 2, '0', '0', null, default, 'the tool or its runner died; twice per task costs nothing, then it counts, so that a task that kills its hosts comes to an end'),
+('verify_failed', 'queued', 0, '0', '0', null, default, 'the proof of done did not hold'),
+('cancelled', 'cancelled', null, '0', '0', null, default, 'stopped on request'),
+('waiting', 'waiting', null, '0', '0', null, default, 'waits for a human, children or mail'),
+('handed_off', 'completed', null, '0', '0', null, default, 'another agent goes on'),
+('unknown', 'queued', 0, '30 seconds', '1 hour', null, default, 'ended in a way that nobody could read');
 
-insert into scopes (name, may_read, may_write, may_execute, may_network, may_create_child)
-values ('default', true, true, true, true, true);
+insert into scopes (name, may_read, may_write, may_execute, may_network, may_create_child, permissions)
+values ('default', true, true, true, true, true, '{read,write,execute,network,create_child}');
 comment on column scopes.parent is 'Null only for the root, default.';
 
-insert into providers (name, adapter) values ('command', 'command');
+insert into providers (name, adapter) values
+('command', 'command'),
+('claude', 'claude'),
+('codex', 'codex'),
+('gemini', 'gemini'),
+('opencode', 'opencode'),
+('local', 'openai');
 
-insert into agents (name, description, route, command) values
-('default', 'What a task without an agent gets. Give it a route to choose what that is.', '{}', null),
-('shell', 'Runs the prompt as a shell script on the runner''s host, as the runner''s user.', '{command}', '{sh,-s}');
+insert into agents (name, description, route, command, system_prompt, timeout) values
+('default', 'What a task without an agent gets: the first of these tools that some runner has.', '{claude,codex,gemini,opencode:coder}', null, null, default),
+('claude', 'Claude Code: writes and runs code, reads large repositories.', '{claude}', null, null, default),
+('codex', 'Codex: writes and runs code.', '{codex}', null, null, default),
+('gemini', 'Gemini CLI: writes and runs code, reads very long documents.', '{gemini}', null, null, default),
+('opencode', 'A local model with tools: reads and writes files at no cost.', '{opencode:coder}', null, null, default),
+('local', 'A local model without tools: answers short questions about the text that it is given.', '{local:coder}', null, null, default),
+('shell', 'Runs the prompt as a shell script on the runner''s host, as the runner''s user.', '{command}', '{sh,-s}', null, default),
+(
+    'auto', 'Chooses the agent: first by routing_rules, then by the orchestrator model, else the agent default.', '{local:orchestrator}', null,
+    'You route tasks to agents. Answer with the one agent that suits the task best.', '1 minute'
+);

@@ -1,0 +1,34 @@
+"""Which adapters this installation has: ours, and those of other packages (entry points of the group taskyard.adapters)."""
+
+import logging
+from functools import cache
+from importlib.metadata import entry_points
+
+from .base import Adapter
+from .command import Command
+
+log = logging.getLogger("taskyard.runner")
+
+GROUP = "taskyard.adapters"
+
+
+def built_in() -> list[Adapter]:
+    return [Command()]
+
+
+@cache
+def adapters() -> dict[str, Adapter]:
+    """All adapters by name. One that cannot be loaded is left out with a warning; ours cannot be replaced."""
+    found = {adapter.name: adapter for adapter in built_in()}
+    for entry in entry_points(group=GROUP):
+        try:
+            adapter = entry.load()()
+            if not isinstance(adapter, Adapter):
+                raise TypeError(f"{entry.value} is no subclass of taskyard.runner.adapters.Adapter")
+            if adapter.name in found:
+                raise TypeError(f"there is an adapter {adapter.name} already")
+        except Exception as error:  # whatever a stranger's code raises
+            log.warning("the adapter %s cannot be used: %s", entry.name, error)
+        else:
+            found[adapter.name] = adapter
+    return found
