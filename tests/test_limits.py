@@ -255,7 +255,7 @@ def test_a_network_failure_cools_only_that_hosts_offer_and_its_strikes_grow_and_
     assert claimed(db, near, 5) == [("codex", None)]
     db.execute("select retire_runner(%s)", [far])
     assert explained(db, task) == ["Is queued.", "near cannot reach provider claude; it tries again in 5m."]
-    assert claim(db, register(db, "far again", claude="a"))[0]["task_id"] == task
+    assert claim(db, register(db, "far-again", claude="a"))[0]["task_id"] == task
     advance(db, minutes=36)
     insert(db, agent="claude")
     end(db, attempt(db, near), "network")
@@ -394,7 +394,7 @@ def test_tick_wakes_sleeping_runners_when_what_cooled_down_may_be_tried_again(
     sleeper.execute("select sleep_begin()")
 
     def tick() -> int:
-        db.execute("select heartbeat(%s)", [runner])
+        db.execute("select heartbeat(%s, array(select id from attempts where outcome is null))", [runner])
         db.execute("select tick(%s)", [runner])
         return len(heard(listening, db))
 

@@ -11,10 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .base import Offer
+from .fields import obj, objs
 from .tools import fingerprint
 
 PROBE_TIMEOUT = 3.0  # seconds
-LOADED_TIMEOUT = 2.0
+LOADED_TIMEOUT = 1.0
 BODY_LIMIT = 4 << 20  # bytes
 
 
@@ -53,7 +54,7 @@ def account(base_url: str, key: str | None) -> str:
 def names(listing: Any) -> list[str]:
     """All names that may be asked for: ids, and what llama-swap (`meta`) and llama-server list beside them."""
     found: list[Any] = []
-    for entry in _entries(listing, "data"):
+    for entry in objs(obj(listing).get("data")):
         found.append(entry.get("id"))
         match entry:
             case {"meta": {"llamaswap": {"aliases": [*aliases]}}} | {"aliases": [*aliases]}:
@@ -64,28 +65,24 @@ def names(listing: Any) -> list[str]:
 
 
 def in_memory(base_url: str, key: str | None) -> list[str] | None:
-    """The models in memory, or on their way there, by their ids; None where the server cannot tell.
+    """The models in memory, or on their way there, under all their names; None where the server cannot tell.
 
-    llama-swap tells in GET /running, llama-server's router mode in GET /v1/models. Takes 2 seconds at most for each.
+    Newer versions of llama-swap, and llama-server's router mode, tell it in GET /v1/models; older versions of llama-swap
+    in GET /running, which knows no aliases. Takes 2 seconds at most.
     """
     base_url = base_url.rstrip("/")
     try:
-        running = get(base_url.removesuffix("/v1") + "/running", key, LOADED_TIMEOUT)
-    except NoAnswer as error:
-        if error.status is None:
-            return None
-    else:
-        if isinstance(running, dict) and "running" in running:
-            return sorted(
-                model["model"] for model in _entries(running, "running") if model.get("state") in ("ready", "starting")
-            )
-    try:
-        entries = _entries(get(base_url + "/models", key, LOADED_TIMEOUT), "data")
+        listing = get(base_url + "/models", key, LOADED_TIMEOUT)
+        entries = objs(obj(listing).get("data"))
+        if any("status" in entry for entry in entries):
+            now = [entry for entry in entries if obj(entry.get("status")).get("value") == "loaded"]
+            return sorted(set(names({"data": now})))
+        running = obj(get(base_url.removesuffix("/v1") + "/running", key, LOADED_TIMEOUT)).get("running")
     except NoAnswer:
         return None
-    if not any("status" in entry for entry in entries):
+    if not isinstance(running, list):
         return None
-    return sorted(entry["id"] for entry in entries if as_object(entry.get("status")).get("value") == "loaded")
+    return sorted(model["model"] for model in objs(running) if model.get("state") in ("ready", "starting"))
 
 
 def get(url: str, key: str | None, seconds: float) -> Any:
@@ -116,17 +113,6 @@ def get(url: str, key: str | None, seconds: float) -> Any:
         return json.loads(body)
     except ValueError:
         raise NoAnswer("what it sends is not JSON", 200) from None
-
-
-def as_object(value: Any) -> dict[str, Any]:
-    """The object, or an empty one in place of anything else."""
-    return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]
-
-
-def _entries(document: Any, key: str) -> list[dict[str, Any]]:
-    """The objects in the list of that name; none where there is no such list."""
-    found: Any = as_object(document).get(key)
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []  # pyright: ignore[reportUnknownVariableType]
 
 
 def _is_loopback(host: str) -> bool:

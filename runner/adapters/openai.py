@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from ..verbs import Claim, Ending, Usage, Window
 from . import prompts
 from .base import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Said, Seen
-from .models import account, as_object, in_memory, offer
+from .fields import obj
+from .models import account, in_memory, offer
 from .tools import TEXT_LIMIT, json_line
 
 BASE_URL = "http://127.0.0.1:8080/v1"
@@ -105,6 +106,14 @@ class OpenAI(Adapter):
             return Offer("unauthenticated", account(read.base_url, None), detail=str(error))
         return offer(read.base_url, key)
 
+    def loaded(self, settings: Mapping[str, Any], environ: Mapping[str, str]) -> list[str] | None:
+        """The models in memory, or on their way there, under all their names: one local request as a rule."""
+        read = ChatSettings.from_json(settings)
+        try:
+            return in_memory(read.base_url, read.key(environ))
+        except CannotRun:
+            return None
+
     def prepare(self, run: Run) -> Launch:
         settings = _settings(run.claim)
         key = settings.key(run.environ)
@@ -121,18 +130,6 @@ class OpenAI(Adapter):
 
     def read(self, run: Run) -> "ChatReading":
         return ChatReading(run.claim, _settings(run.claim))
-
-
-def loaded(settings: Mapping[str, Any], environ: Mapping[str, str]) -> list[str] | None:
-    """The models in memory now, or on their way there, by their ids (not aliases); None where nobody can tell.
-
-    Asks for 4 seconds at most; one local request as a rule. Raises BadSettings.
-    """
-    read = ChatSettings.from_json(settings)
-    try:
-        return in_memory(read.base_url, read.key(environ))
-    except CannotRun:
-        return None
 
 
 def _settings(claim: Claim) -> ChatSettings:
@@ -279,7 +276,7 @@ class ChatReading(Reading):
 
 
 def _usage(usage: Mapping[str, Any], model: str | None) -> Usage:
-    cached = as_object(usage.get("prompt_tokens_details")).get("cached_tokens")
+    cached = obj(usage.get("prompt_tokens_details")).get("cached_tokens")
     return Usage(usage.get("prompt_tokens"), cached, usage.get("completion_tokens"), turns=1, model=model)
 
 

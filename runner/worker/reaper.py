@@ -1,8 +1,8 @@
 """Ends the children of a runner that was killed.
 
 A process of its own, started by the runner with a pipe: lines "+PGID MARK" and "-PGID" tell which process groups live.
-When the pipe closes, the runner is gone however it went, and what is left is ended: first SIGTERM, then SIGKILL. Without
-it, kill -9 of a runner would leave its agents at work while another host does the same task again.
+When the pipe closes, the runner is gone however it went, and what is left is ended: first SIGTERM, then SIGKILL.
+Without it, kill -9 of a runner would leave its agents at work while another host does the same task again.
 MARK is what the group's processes carry in TASKYARD_RUN: on Linux those that left the group are found by it.
 Run as a plain file (python -I -S), so that it imports next to nothing.
 """

@@ -24,8 +24,6 @@ create table tasks (
     dedupe_key text,
     max_attempts integer,
     timeout interval,
-    output_schema jsonb,
-    routed_by text,
     result jsonb,
     error text,
     created_by text not null default '',
@@ -40,6 +38,8 @@ create table tasks (
     cancel_reason text,
     lane_id integer,
     queue_position bigint,
+    output_schema jsonb,
+    routed_by text,
     constraint tasks_attempt_while_running_and_end_when_over
     check ((status = 'running') = (attempt_id is not null) and (status >= 'completed') = (finished_at is not null))
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.05);
@@ -86,11 +86,11 @@ create table lanes (
     provider text references providers (name) on update restrict on delete restrict,
     model text,
     exclusive boolean not null,
-    on_limit text not null default 'switch',
     -- A fixed scatter of the ids (multiplication by an odd number modulo 2^32 maps one to one): claims start at a random
     -- point of this ring, so a bounded window of candidate lanes is a fair sample however many are open.
     spin integer not null generated always as
-    (((id::bigint * 2654435761) % 4294967296 - 2147483648)::integer) stored
+    (((id::bigint * 2654435761) % 4294967296 - 2147483648)::integer) stored,
+    on_limit text not null default 'switch'
 );
 -- Deliberately not unique: a unique index would make every producer wait for another's open transaction that uses a new
 -- combination first. Two lanes with the same combination do no harm.

@@ -27,10 +27,10 @@ create table attempts (
     output_tokens bigint,
     turns integer,
     cost_usd numeric(12, 6),
-    cost_estimated boolean not null default false,
-    canary boolean not null default false,
     started_at timestamptz not null,
     finished_at timestamptz,
+    cost_estimated boolean not null default false,
+    canary boolean not null default false,
     constraint attempts_end_together check ((outcome is null) = (finished_at is null))
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
 create index attempts_task on attempts (task_id);

@@ -81,7 +81,7 @@ class Config:
 
 def load(path: Path, environ: Mapping[str, str]) -> Config:
     """Raises ConfigError."""
-    document = yaml.safe_load(path.read_text())
+    document: dict[str, Any] = yaml.safe_load(path.read_text())
     _known("the file", document, TOP)
     groups = _groups(document)
     macros = {name: str(text) for name, text in (document.get("macros") or {}).items()}
@@ -147,7 +147,8 @@ def _groups(document: Mapping[str, Any]) -> list[Group]:
     found: list[Group] = []
     for name, entry in _at(document, "routing", "router", "settings", "groups").items():
         _known(f"the group {name}", entry, GROUP)
-        found.append(Group(**{**entry, "members": tuple(entry["members"])}))
+        flags = {key: entry[key] for key in entry if key != "members"}
+        found.append(Group(**flags, members=tuple(entry["members"])))
     return found
 
 

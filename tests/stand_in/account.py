@@ -29,6 +29,7 @@ class Account:
         self._limit: tuple[Step, datetime | None] | None = None
         self._log: list[Request] = []
         self._released = threading.Event()
+        self._asides = 0
         self._open = 0
         self._most_open = 0
 
@@ -75,6 +76,12 @@ class Account:
         return [request for request in self.requests if request.status >= 400]
 
     @property
+    def asides(self) -> int:
+        """How often a program asked something besides its conversation; no step answers that, and no log row shows it."""
+        with self._changed:
+            return self._asides
+
+    @property
     def most_at_once(self) -> int:
         """The largest number of requests that were open at the same time."""
         with self._changed:
@@ -117,6 +124,10 @@ class Account:
         """A request is over."""
         with self._changed:
             self._open -= 1
+
+    def count_aside(self) -> None:
+        with self._changed:
+            self._asides += 1
 
     def is_released(self) -> bool:
         return self._released.is_set()

@@ -101,6 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             protocol, asked = found
             if asked.aside is not None:
+                account.count_aside()
                 self._aside(protocol, asked)
                 return
             headers = {key.lower(): value for key, value in self.headers.items()}

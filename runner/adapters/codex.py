@@ -1,0 +1,175 @@
+"""OpenAI's Codex, headless: `codex exec --json -`, the prompt on standard input.
+
+Login, first match: the key in settings.api_key_env; the login in settings.home; CODEX_API_KEY of the runner's environment;
+the login in the tool's own folder. With base_url the server (which must speak the Responses API) needs no key.
+auth.json is linked into the run's own CODEX_HOME: the tool writes through the link when it refreshes a token.
+
+Permissions: write is the sandbox workspace-write, else read-only; network opens it for the commands of workspace-write.
+Codex has no switch that takes commands away: without execute they still run, in the same sandbox, where the read-only one
+is the closest. claim.tools cannot be enforced either. Sources of flags, settings and files: `codex exec --help` and runs
+of 0.169.0; `request_max_retries` and `stream_max_retries` work for providers of our own only, so that a key is used with
+one.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ..verbs import Claim
+from .base import Adapter, BadSettings, CannotRun, Launch, Offer, Run
+from .codex_stream import CodexReading
+from .fields import obj, string
+from .models import account as server_account
+from .prompts import message
+from .tools import ToolSettings, find, fingerprint, folder, version
+
+PROMPT_LIMIT = 1_048_576  # characters; the tool refuses more
+OPENAI = "https://api.openai.com/v1"
+KEY = "CODEX_API_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Whose limits a run uses, and how.
+
+    `provider`: settings of a model provider of our own; empty for the one that is built in. `auth`: the login's
+    auth.json.
+    """
+
+    account: str
+    env: dict[str, str] = field(default_factory=dict[str, str])
+    auth: Path | None = None
+    provider: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+class Codex(Adapter):
+    """Runs Codex; settings are ToolSettings. There is no flag for claim.max_turns: the reading stops the run."""
+
+    name = "codex"
+    first_output = timedelta(minutes=5)
+    idle = timedelta(hours=1)  # a command says nothing until it ends
+
+    def probe(self, settings: Mapping[str, Any], environ: Mapping[str, str]) -> Offer:
+        """Looks at files and variables only: whether a login still works shows with the first task."""
+        tool = ToolSettings.from_json(settings)
+        executable = find(tool, "codex", environ)
+        if executable is None:
+            return Offer("missing", detail=f"There is no {tool.executable or 'codex'} on this host.")
+        number = version(native(executable))
+        try:
+            who = login(tool, environ)
+        except CannotRun as error:
+            return Offer("unauthenticated", version=number, detail=str(error))
+        return Offer("ready", who.account, version=number)
+
+    def prepare(self, run: Run) -> Launch:
+        try:
+            tool = ToolSettings.from_json(run.claim.settings)
+        except BadSettings as error:
+            raise CannotRun(str(error)) from None
+        executable = find(tool, "codex", run.environ)
+        if executable is None:
+            raise CannotRun(f"There is no {tool.executable or 'codex'} on this host.")
+        who = login(tool, run.environ)
+        prompt = message(run.claim)
+        if len(prompt) > PROMPT_LIMIT:
+            raise CannotRun(f"The prompt has {len(prompt)} characters, and Codex takes {PROMPT_LIMIT}.")
+        temporary = run.home / "tmp"
+        temporary.mkdir(parents=True, exist_ok=True)
+        _link(who.auth, run.home / "auth.json")
+        # Commands fail in the sandbox where CODEX_HOME lies below the temporary directory, which is wherever TMPDIR says.
+        # In UTC, because the reset times that it prints name no zone.
+        env = {"CODEX_HOME": str(run.home), "TMPDIR": str(temporary), "TZ": "UTC", **who.env}
+        argv = [native(executable), "exec", *arguments(run.claim, tool, who, run.home), *tool.args]
+        if run.claim.session_id:
+            argv.append(run.claim.session_id)
+        return Launch([*argv, "-"], prompt.encode(), env | dict(tool.env))
+
+    def read(self, run: Run) -> CodexReading:
+        return CodexReading(run.claim, run.home)
+
+
+def arguments(claim: Claim, tool: ToolSettings, who: Login, home: Path) -> list[str]:
+    """Flags and settings for this claim; the schema is written to a file below `home`."""
+    writes = "write" in claim.permissions
+    flags = ["--sandbox", "workspace-write" if writes else "read-only"]
+    if claim.session_id:
+        flags.append("resume")  # takes the flags above only before its name, and those below only after
+    flags += ["--json", "--skip-git-repo-check"]
+    if model := claim.model or tool.model:
+        flags += ["--model", model]
+    config: dict[str, Any] = {"check_for_update_on_startup": False, "analytics.enabled": False}
+    if writes:
+        config["sandbox_workspace_write.network_access"] = "network" in claim.permissions
+    if claim.system_prompt:
+        config["developer_instructions"] = claim.system_prompt
+    if tool.base_url or "network" not in claim.permissions:
+        config["web_search"] = "disabled"
+    if who.provider:
+        retries = {"request_max_retries": tool.retries, "stream_max_retries": tool.retries}
+        own = {"name": "Taskyard", "wire_api": "responses", **who.provider, **retries}
+        config |= {f"model_providers.taskyard.{key}": value for key, value in own.items()}
+        config["model_provider"] = "taskyard"
+    for key, value in config.items():
+        flags += ["-c", f"{key}={json.dumps(value)}"]  # TOML: texts, numbers and truth values are written as in JSON
+    if claim.output_schema is not None:
+        schema = home / "output-schema.json"
+        schema.write_text(json.dumps(claim.output_schema))
+        flags += ["--output-schema", str(schema)]
+    return flags
+
+
+def login(tool: ToolSettings, environ: Mapping[str, str]) -> Login:
+    """Raises CannotRun where this host has none; the message says what to do."""
+    key = environ.get(tool.api_key_env) if tool.api_key_env else None
+    if tool.api_key_env and not key:
+        raise CannotRun(f"The runner's environment has no {tool.api_key_env}: set it and restart the runner.")
+    if tool.base_url:
+        provider = {"base_url": tool.base_url} | ({"env_key": KEY} if key else {})
+        return Login(server_account(tool.base_url, key), {KEY: key} if key else {}, None, provider)
+    if key is None and tool.home is None:
+        key = environ.get(KEY)
+    if key:
+        return Login(f"key:{fingerprint(key)}", {KEY: key}, None, {"base_url": OPENAI, "env_key": KEY})
+    path = folder(tool, environ, "CODEX_HOME", ".codex") / "auth.json"
+    try:
+        auth = obj(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        auth = {}
+    if account := string(obj(auth.get("tokens")).get("account_id")):
+        return Login(account, auth=path)
+    if key := string(auth.get("OPENAI_API_KEY")):
+        return Login(f"key:{fingerprint(key)}", {}, path, {"base_url": OPENAI, "requires_openai_auth": True})
+    raise CannotRun(f"There is no login in {path.parent}: run `codex login`, or give the runner's environment a {KEY}.")
+
+
+def native(executable: str) -> str:
+    """The program itself, where `executable` is npm's launcher of it: a launcher that is killed leaves the program running.
+
+    The program lies in a package of its platform beside or within the launcher's (node_modules/@openai/codex-*).
+    """
+    launcher = Path(os.path.realpath(executable))
+    if launcher.suffix != ".js":
+        return executable
+    package = launcher.parent.parent
+    places = (package.parent, package / "node_modules" / "@openai")
+    programs = [
+        program
+        for place in places
+        for program in sorted(place.glob("codex-*/vendor/*/bin/codex"))
+        if os.access(program, os.X_OK)
+    ]
+    return str(programs[0]) if len(programs) == 1 else executable  # several platforms: the launcher knows which
+
+
+def _link(auth: Path | None, link: Path) -> None:
+    """Make `link` lead to the login, or be nowhere: an attempt before may have used another one."""
+    if auth is not None and link.is_symlink() and os.readlink(link) == str(auth):
+        return
+    link.unlink(missing_ok=True)
+    if auth is not None:
+        link.symlink_to(auth)

@@ -1,0 +1,82 @@
+"""What Codex writes about a turn into its session's file, CODEX_HOME/sessions/YYYY/MM/DD/rollout-<time>-<thread>.jsonl.
+
+An undocumented format, read for what the printed events leave out: why a turn failed, when limits end, what failed or
+killed turns used. Whatever is missing or different counts as not told. Shapes as of 0.169.0.
+"""
+
+import glob
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..verbs import Window
+from .fields import count, number, obj, string
+from .resets import at_epoch
+from .tools import json_line
+
+TAIL = 1 << 20  # bytes; a turn's last records are at the end
+WINDOWS = {300: "five_hour", 10_080: "weekly"}  # by minutes
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The thread's last turn.
+
+    `error`: codex_error_info, a text or an object {kind: {http_status_code}}. `limits`: rate_limits of its last
+    token_count, which tell the account's windows. `tokens`: total_token_usage of the whole thread.
+    """
+
+    error: Any = None
+    limits: dict[str, Any] = field(default_factory=dict[str, Any])
+    tokens: dict[str, Any] = field(default_factory=dict[str, Any])
+    model: str | None = None
+
+    @property
+    def windows(self) -> list[Window]:
+        """The account's limit windows, named by their length."""
+        found: list[Window] = []
+        for place in ("primary", "secondary"):
+            state = obj(self.limits.get(place))
+            minutes, used = count(state.get("window_minutes")), number(state.get("used_percent"))
+            if minutes and used is not None:
+                name = WINDOWS.get(minutes, f"{minutes}_minutes")
+                found.append(Window(name, at_epoch(state.get("resets_at")), used))
+        return found
+
+
+def last_turn(home: Path, thread: str) -> Turn:
+    """Of that thread below CODEX_HOME; an empty one where there is no such file."""
+    found = sorted((home / "sessions").glob(f"*/*/*/rollout-*-{glob.escape(thread)}.jsonl"))
+    if not found:
+        return Turn()
+    try:
+        with found[-1].open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - TAIL))
+            lines = file.read(TAIL).decode(errors="replace").splitlines()
+    except OSError:
+        return Turn()
+    return turn_in(lines)
+
+
+def turn_in(lines: list[str]) -> Turn:
+    """The last turn of these records; those of the turns before it say nothing about it."""
+    error: Any = None
+    limits: dict[str, Any] = {}
+    tokens: dict[str, Any] = {}
+    model: str | None = None
+    for line in lines:
+        record = obj(json_line(line))
+        payload = obj(record.get("payload"))
+        match record.get("type"), payload.get("type"):
+            case "turn_context", _:
+                model = string(payload.get("model")) or None
+            case "event_msg", "task_started":
+                error, limits, tokens = None, {}, {}
+            case "event_msg", "token_count":
+                limits = obj(payload.get("rate_limits")) or limits
+                tokens = obj(obj(payload.get("info")).get("total_token_usage")) or tokens
+            case "event_msg", "task_complete":
+                error = obj(payload.get("error")).get("codex_error_info")
+            case _:
+                pass
+    return Turn(error, limits, tokens, model)

@@ -1,0 +1,63 @@
+"""From every earlier schema to the current one, with what was in it."""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+from psycopg.rows import DictRow
+
+from taskyard.runner.install import install, newest_schema
+
+from .conftest import Yard, column, rows, value
+from .test_install import another, dump
+from .yardwork import claims, misfiled
+
+OLD = Path(__file__).with_name("old_schemas")
+
+
+@pytest.fixture(params=sorted(path.name.removesuffix(".tar.gz") for path in OLD.glob("*.tar.gz")))
+def old_sql(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[int, Path]:
+    with tarfile.open(OLD / f"{request.param}.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return int(request.param), tmp_path / "sql"
+
+
+def test_an_upgraded_database_has_the_schema_of_a_fresh_one(yard: Yard, old_sql: tuple[int, Path]) -> None:
+    number, folder = old_sql
+    with another(yard.cluster) as old:
+        db = old.connect()
+        install(db, folder=folder)
+        upgraded = install(db)
+        assert (upgraded.before, upgraded.after) == (number, newest_schema())
+        assert dump(old) == dump(yard)
+
+
+def test_tasks_that_wait_survive_the_upgrade_where_they_were(yard: Yard, old_sql: tuple[int, Path]) -> None:
+    with another(yard.cluster) as old:
+        db = old.connect()
+        install(db, folder=old_sql[1])
+        db.execute("set search_path = taskyard, public")
+        db.execute("insert into tasks (prompt, agent, priority) values ('first', 'shell', 2), ('third', 'shell', 0)")
+        db.execute("insert into tasks (prompt, agent, priority, on_limit) values ('second', 'shell', 1, 'wait')")
+        db.execute("insert into tasks (prompt, agent, run_at) values ('later', 'shell', now() + interval '1 day')")
+        db.execute("insert into tasks (prompt, agent, depends_on, on_limit) values ('after', 'shell', '{1}', 'wait')")
+        db.execute("insert into provider_limits (provider, until) values ('command', now() + interval '1 hour')")
+        before = rows(db, "select id, prompt, status from tasks order by id")
+        install(db)
+        assert rows(db, "select id, prompt, status from tasks order by id") == before
+        assert misfiled(db) == []
+        assert claims(db) == []  # the limit holds on
+        db.execute("select clear_limit('command')")
+        assert claims(db) == ["first", "second", "third"]
+        task = value(db, "select attempt_id from tasks where id = 1")
+        assert value(db, "select complete_task(%s)", task) == "completed"
+        assert column(db, "select status from tasks where prompt = 'after'") == ["queued"]
+
+
+def test_a_runner_of_the_version_before_is_refused_with_a_sentence(yard: Yard) -> None:
+    refused: list[DictRow] = []
+    db = yard.connect()
+    with pytest.raises(Exception, match="Runner version 0.1.0 is too old for this database") as told:
+        refused += rows(db, "select register_runner('old', 1, '{}', '[]', '0.1.0', 1)")
+    assert getattr(told.value, "sqlstate", "") == "TY009"
+    assert refused == []
