@@ -122,6 +122,23 @@ def old_transactions(connection: Yard) -> list[dict[str, Any]]:
     ).fetchall()
 
 
+def providers(connection: Yard) -> list[dict[str, Any]]:
+    """The ways to run work: {name, adapter, settings}."""
+    return connection.execute("select name, adapter, settings from taskyard.providers order by name").fetchall()
+
+
+def ready_providers(connection: Yard) -> set[str]:
+    """Providers that some runner has ready."""
+    rows = connection.execute(
+        """
+        select distinct rp.provider from taskyard.runner_providers rp
+        join taskyard.runners r on r.id = rp.runner_id
+        where r.gone_at is null and rp.state = 'ready'
+        """
+    )
+    return {row["provider"] for row in rows}
+
+
 def sees_all_sessions(connection: Yard) -> bool:
     """Whether this login sees what the sessions of other logins do."""
     return _value(connection, "select pg_has_role(session_user, 'pg_read_all_stats', 'usage')")

@@ -47,6 +47,7 @@ class Submission:
     on_dependency_failure: str | None = None
     on_limit: str | None = None
     verify: str | None = None
+    output_schema: Jsonb | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -178,6 +179,17 @@ def test_a_script_that_raises_fails_its_test() -> None:
         pytest.raises(http.client.RemoteDisconnected),
     ):
         ask(api.account("a").script(broken))
+
+
+def test_clients_killed_while_they_ask_are_no_fault(api: StandIn) -> None:
+    account = api.account("a")
+    place = urlsplit(account.url)
+    for began in (b"", b"POST /a/v1/messages HTTP/1.1\r\ncontent-length: 100\r\n\r\n{"):
+        with socket.create_connection((place.hostname, place.port)) as client:
+            client.sendall(began)
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""  # the server closed its side: it is done with this client
+    assert (ask(account)[0], len(account.requests), api.faults) == (200, 1, [])
 
 
 def test_other_addresses_are_strays(api: StandIn) -> None:

@@ -102,7 +102,7 @@ Seen = Said | Session | Usage | Window
 
 
 class Reading(ABC):
-    """What one run prints, line by line, and what it amounts to. Pure: no clock but the one given, no files but `home`."""
+    """What one run prints, line by line, and what it amounts to. Pure: no clock but the given one, no files but `home`."""
 
     @abstractmethod
     def line(self, text: str) -> list[Seen]:
@@ -147,7 +147,7 @@ class Adapter(ABC):
         Raises BadSettings.
         """
 
-    def loaded(self, settings: Mapping[str, Any], environ: Mapping[str, str]) -> list[str] | None:  # noqa: ARG002
+    def loaded(self, settings: Mapping[str, Any], environ: Mapping[str, str]) -> list[str] | None:
         """Which local models are in memory on this host now; None where that cannot be told. For 2 seconds at most."""
         return None
 

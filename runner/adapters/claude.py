@@ -24,11 +24,10 @@ from .claude_stream import ClaudeReading
 from .fields import obj, string
 from .models import account as server_account
 from .prompts import message
-from .tools import ToolSettings, find, fingerprint, folder, version
+from .tools import ToolSettings, check_arguments, find, fingerprint, folder, version
 
 SESSIONS = UUID("6f0c63f8-4d8e-5d0c-9d2a-0f6c6a1c7b55")  # namespace of the ids that attempts give to their sessions
 STDIN_LIMIT = 10_000_000  # bytes; the tool refuses more
-ARGUMENT_LIMIT = 131_071  # bytes of one argument (MAX_ARG_STRLEN of Linux)
 
 KEY, TOKEN, OAUTH = "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"
 QUIET = (
@@ -109,9 +108,7 @@ class Claude(Adapter):
             *arguments(run.claim, model),
             *tool.args,
         ]
-        for argument in argv:
-            if len(argument.encode()) > ARGUMENT_LIMIT:
-                raise CannotRun(f"The argument {argument[:40]}... is longer than the {ARGUMENT_LIMIT} bytes of one.")
+        check_arguments(argv)
         return Launch(argv, stdin, env | dict(tool.env))
 
     def read(self, run: Run) -> ClaudeReading:

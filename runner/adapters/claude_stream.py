@@ -13,13 +13,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..verbs import Claim, Ending, Usage, Window
-from .base import Exit, Reading, Said, Seen, Session
-from .fields import clip, clipped, count, first_line, number, obj, objs, string, strings
+from .base import Exit, Reading, Seen, Session
+from .fields import first_line, number, obj, objs, string, strings
+from .json_answers import completed
 from .resets import after, at_epoch, parse_reset
-from .tools import gist, json_line
+from .tools import count, gist, json_line, said, storable
 
 SIGNALS = (129, 130, 137, 143)  # 128 + SIGHUP, SIGINT, SIGKILL, SIGTERM: the tool catches some and exits with these
-RESULT_LIMIT = 16 << 20  # characters; no answer of a model comes near it
 LIMIT_TEXT = re.compile(r"You['’]ve (?:hit|reached) your (.{1,40}?) limit\b")  # noqa: RUF001
 LIMIT_NAMES = {
     "5-hour": "five_hour",
@@ -54,7 +54,7 @@ class ClaudeReading(Reading):
         event = json_line(text)
         if event is None:
             if text.strip():
-                seen.append(Said("note", clip(text)))
+                seen.append(said("note", text))
             return seen
         match event.get("type"):
             case "system":
@@ -87,38 +87,40 @@ class ClaudeReading(Reading):
             evidence["error"] = category
         if self._rejected:
             evidence["rate_limit_info"] = self._rejected
-        proof = clip(json.dumps(evidence, ensure_ascii=False), 4000)
+        proof = json.dumps(evidence, ensure_ascii=False)[:4000]
         return Ending(outcome, None, error, ended.code, proof, self._usage, self._told, window)
 
     def _success(self, result: dict[str, Any], code: int) -> Ending:
-        document = clipped(result.get("result"), RESULT_LIMIT)
-        if self._claim.output_schema is not None:
-            if "structured_output" not in result:
-                error = "The agent ended without the structured output that its schema asks for."
-                return Ending("failed", document, error, code, None, self._usage, self._told)
-            document = clipped(result["structured_output"], RESULT_LIMIT)
-        return Ending("completed", document, None, code, None, self._usage, self._told)
+        if self._claim.output_schema is None:
+            wants_json = self._claim.result_format == "json"
+            ending = completed(string(result.get("result")), wants_json=wants_json)
+        elif "structured_output" in result:
+            ending = Ending("completed", result["structured_output"])
+        else:
+            error = "The agent ended without the structured output that its schema asks for."
+            ending = Ending("failed", error=error, evidence=string(result.get("result"))[-2000:] or None)
+        return replace(ending, exit_code=code, usage=self._usage, session_id=self._told)
 
     def _without_result(self, ended: Exit) -> Ending:
         """Nothing but the exit, standard error and what was seen on the way is left to judge by."""
-        said = ended.stderr.strip()
-        proof = clip(said[-2000:]) or None
+        told = storable(ended.stderr.strip())
+        proof = told[-2000:] or None
         if ended.code < 0 or ended.code in SIGNALS:
             error = "Claude Code was ended by a signal."
             return Ending("crashed", None, error, ended.code, proof, self._usage, self._told)
         if self._rejected:
             outcome, window = self._limit(string(self._failure.get("text")))
             error = first_line(string(self._failure.get("text"))) or "The account's limit is reached."
-            proof = clip(json.dumps(self._rejected))
+            proof = json.dumps(self._rejected)
             return Ending(outcome, None, error, ended.code, proof, self._usage, self._told, window)
-        if self._claim.session_id and re.search(r"^No conversation found with session ID", said, re.MULTILINE):
-            return Ending("session_lost", None, first_line(said), ended.code, proof, self._usage)
-        error = first_line(said) or f"Claude Code ended with exit status {ended.code} and no result."
+        if self._claim.session_id and re.search(r"^No conversation found with session ID", told, re.MULTILINE):
+            return Ending("session_lost", None, first_line(told), ended.code, proof, self._usage)
+        error = first_line(told) or f"Claude Code ended with exit status {ended.code} and no result."
         return Ending("failed" if ended.code else "unknown", None, error, ended.code, proof, self._usage, self._told)
 
     def _verdict(self, result: dict[str, Any]) -> tuple[str, Window | None]:
         """The outcome of a run whose result is an error. The tool's own words count only where it has no field."""
-        status, category = count(result.get("api_error_status")), self._failure.get("error")
+        status, category = count(result.get("api_error_status")) or 0, self._failure.get("error")
         kind, reason = result.get("api_error"), string(result.get("terminal_reason"))
         text = string(result.get("result"))
         if result.get("subtype") == "error_max_turns" or reason == "max_turns":
@@ -185,17 +187,15 @@ class ClaudeReading(Reading):
                 if self._delay is None or self._delay[0] != event.get("attempt"):
                     self._delay = (event.get("attempt"), seconds)
                 status = count(event.get("error_status")) or "no answer"
-                yield Said(
+                yield said(
                     "error",
                     f"A request was refused ({status}, {string(event.get('error'))}); again in {seconds:.0f} s.",
                 )
             case "permission_denied":
                 self._refused.add(string(event.get("tool_use_id")))
-                yield Said(
-                    "note", clip(f"{string(event.get('tool_name'))} was refused. {string(event.get('message'))}")
-                )
+                yield said("note", f"{string(event.get('tool_name'))} was refused. {string(event.get('message'))}")
             case "informational" | "model_fallback" if content := string(event.get("content")):
-                yield Said("note", clip(content))
+                yield said("note", content)
             case _:
                 pass
 
@@ -208,22 +208,22 @@ class ClaudeReading(Reading):
             if made_up:
                 self._failure = {**event, "text": text, "error": string(event.get("error"))}
             if text.strip():
-                yield Said("error" if made_up else "note", clip(text))
+                yield said("error" if made_up else "note", text)
             return
         self._failure = {}
         self._model = string(message.get("model")) or self._model
         for block in blocks:
             match block.get("type"):
                 case "text" if string(block.get("text")).strip():
-                    yield Said("text", clip(block["text"]))
+                    yield said("text", block["text"])
                 case "thinking" if string(block.get("thinking")).strip():
-                    yield Said("thinking", clip(block["thinking"]))
+                    yield said("thinking", block["thinking"])
                 case "tool_use" | "server_tool_use":
-                    name, given = string(block.get("name")), clipped(block.get("input"))
-                    yield Said(
+                    name, given = string(block.get("name")), block.get("input")
+                    yield said(
                         "tool_call",
-                        clip(gist(name, given)),
-                        {"id": clipped(block.get("id")), "name": clip(name), "input": given},
+                        gist(name, given),
+                        {"id": block.get("id"), "name": name, "input": given},
                     )
                 case _:
                     pass
@@ -238,7 +238,7 @@ class ClaudeReading(Reading):
             one for one in objs(result.get("permission_denials")) if string(one.get("tool_use_id")) not in self._refused
         ]
         for denial in denials:
-            yield Said("note", clip(f"{gist(string(denial.get('tool_name')), denial.get('tool_input'))} was refused."))
+            yield said("note", f"{gist(string(denial.get('tool_name')), denial.get('tool_input'))} was refused.")
         self._usage = self._final_usage()
         yield self._usage
 
@@ -248,7 +248,7 @@ class ClaudeReading(Reading):
         The tool invents a price for models that it does not know (costBasis "unknown"), and older ones do not tell.
         """
         last = self._results[-1]
-        turns = len(self._used) or sum(count(result.get("num_turns")) for result in self._results)
+        turns = len(self._used)
         model = self._model or next(iter(obj(last.get("modelUsage"))), None)
         tokens = _usage([used for result in self._results for used in _spent(result)], turns, model)
         if "model_usage_since_last_result" in last:
@@ -263,7 +263,7 @@ class ClaudeReading(Reading):
         return replace(tokens, cost_usd=cost)
 
     def _tell(self, session: str) -> Session:
-        self._told = clip(session)
+        self._told = session
         return Session(self._told)
 
 
@@ -286,9 +286,13 @@ def _spent(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _usage(used: list[dict[str, Any]], turns: int, model: str | None) -> Usage:
     """Sums usage objects of the Messages API, whose input_tokens leave out what a cache read or wrote."""
-    cached = sum(count(one.get("cache_read_input_tokens")) for one in used)
-    fresh = sum(count(one.get("input_tokens")) + count(one.get("cache_creation_input_tokens")) for one in used)
-    return Usage(fresh + cached, cached, sum(count(one.get("output_tokens")) for one in used), turns, None, model)
+
+    def total(name: str) -> int:
+        return sum(count(one.get(name)) or 0 for one in used)
+
+    cached = total("cache_read_input_tokens")
+    read = total("input_tokens") + total("cache_creation_input_tokens") + cached
+    return Usage(read, cached, total("output_tokens"), turns, None, model)
 
 
 def _list_price(models: list[dict[str, Any]]) -> float | None:
@@ -300,17 +304,11 @@ def _list_price(models: list[dict[str, Any]]) -> float | None:
 
 def _results(event: dict[str, Any]) -> Iterator[Seen]:
     """What tools gave back; a text here is the tool's own, not a person's."""
-    content = obj(event.get("message")).get("content")
-    for block in objs(content):
+    for block in objs(obj(event.get("message")).get("content")):
         if block.get("type") == "tool_result":
             given = block.get("content")
-            body = string(given) or "\n".join(
-                string(part.get("text")) or f"[{string(part.get('type'))}]" for part in objs(given)
-            )
-            yield Said(
-                "tool_result",
-                clip(body),
-                {"id": clipped(block.get("tool_use_id")), "is_error": block.get("is_error") is True},
-            )
+            parts = [string(part.get("text")) or f"[{string(part.get('type'))}]" for part in objs(given)]
+            data = {"id": block.get("tool_use_id"), "is_error": block.get("is_error") is True}
+            yield said("tool_result", string(given) or "\n".join(parts), data)
         elif block.get("type") == "text" and string(block.get("text")).strip():
-            yield Said("note", clip(block["text"]))
+            yield said("note", block["text"])

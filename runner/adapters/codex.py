@@ -1,14 +1,14 @@
 """OpenAI's Codex, headless: `codex exec --json -`, the prompt on standard input.
 
-Login, first match: the key in settings.api_key_env; the login in settings.home; CODEX_API_KEY of the runner's environment;
-the login in the tool's own folder. With base_url the server (which must speak the Responses API) needs no key.
-auth.json is linked into the run's own CODEX_HOME: the tool writes through the link when it refreshes a token.
+Login, first match: the key in settings.api_key_env; the login in settings.home; CODEX_API_KEY of the runner's
+environment; the login in the tool's own folder. With base_url the server (which must speak the Responses API) needs no
+key. auth.json is linked into the run's own CODEX_HOME: the tool writes through the link when it refreshes a token.
 
 Permissions: write is the sandbox workspace-write, else read-only; network opens it for the commands of workspace-write.
-Codex has no switch that takes commands away: without execute they still run, in the same sandbox, where the read-only one
-is the closest. claim.tools cannot be enforced either. Sources of flags, settings and files: `codex exec --help` and runs
-of 0.169.0; `request_max_retries` and `stream_max_retries` work for providers of our own only, so that a key is used with
-one.
+Codex has no switch that takes commands away: without execute they still run, in the same sandbox, where the read-only
+one is the closest. claim.tools cannot be enforced either. Sources of flags, settings and files: `codex exec --help` and
+runs of 0.169.0; request_max_retries and stream_max_retries work for providers of our own only, so that a key is used
+with one.
 """
 
 import json
@@ -25,7 +25,7 @@ from .codex_stream import CodexReading
 from .fields import obj, string
 from .models import account as server_account
 from .prompts import message
-from .tools import ToolSettings, find, fingerprint, folder, version
+from .tools import ToolSettings, check_arguments, find, fingerprint, folder, version
 
 PROMPT_LIMIT = 1_048_576  # characters; the tool refuses more
 OPENAI = "https://api.openai.com/v1"
@@ -43,7 +43,7 @@ class Login:
     account: str
     env: dict[str, str] = field(default_factory=dict[str, str])
     auth: Path | None = None
-    provider: dict[str, Any] = field(default_factory=dict[str, Any])
+    provider: dict[str, str | bool] = field(default_factory=dict[str, str | bool])
 
 
 class Codex(Adapter):
@@ -81,12 +81,13 @@ class Codex(Adapter):
         temporary = run.home / "tmp"
         temporary.mkdir(parents=True, exist_ok=True)
         _link(who.auth, run.home / "auth.json")
-        # Commands fail in the sandbox where CODEX_HOME lies below the temporary directory, which is wherever TMPDIR says.
+        # Commands fail in the sandbox where CODEX_HOME lies below the temporary directory, so that is put below it.
         # In UTC, because the reset times that it prints name no zone.
         env = {"CODEX_HOME": str(run.home), "TMPDIR": str(temporary), "TZ": "UTC", **who.env}
         argv = [native(executable), "exec", *arguments(run.claim, tool, who, run.home), *tool.args]
         if run.claim.session_id:
             argv.append(run.claim.session_id)
+        check_arguments(argv)
         return Launch([*argv, "-"], prompt.encode(), env | dict(tool.env))
 
     def read(self, run: Run) -> CodexReading:
@@ -102,7 +103,7 @@ def arguments(claim: Claim, tool: ToolSettings, who: Login, home: Path) -> list[
     flags += ["--json", "--skip-git-repo-check"]
     if model := claim.model or tool.model:
         flags += ["--model", model]
-    config: dict[str, Any] = {"check_for_update_on_startup": False, "analytics.enabled": False}
+    config: dict[str, str | int | bool] = {"check_for_update_on_startup": False, "analytics.enabled": False}
     if writes:
         config["sandbox_workspace_write.network_access"] = "network" in claim.permissions
     if claim.system_prompt:
@@ -111,11 +112,11 @@ def arguments(claim: Claim, tool: ToolSettings, who: Login, home: Path) -> list[
         config["web_search"] = "disabled"
     if who.provider:
         retries = {"request_max_retries": tool.retries, "stream_max_retries": tool.retries}
-        own = {"name": "Taskyard", "wire_api": "responses", **who.provider, **retries}
+        own: dict[str, str | int | bool] = {"name": "Taskyard", "wire_api": "responses", **who.provider, **retries}
         config |= {f"model_providers.taskyard.{key}": value for key, value in own.items()}
         config["model_provider"] = "taskyard"
     for key, value in config.items():
-        flags += ["-c", f"{key}={json.dumps(value)}"]  # TOML: texts, numbers and truth values are written as in JSON
+        flags += ["-c", f"{key}={_toml(value)}"]
     if claim.output_schema is not None:
         schema = home / "output-schema.json"
         schema.write_text(json.dumps(claim.output_schema))
@@ -129,7 +130,9 @@ def login(tool: ToolSettings, environ: Mapping[str, str]) -> Login:
     if tool.api_key_env and not key:
         raise CannotRun(f"The runner's environment has no {tool.api_key_env}: set it and restart the runner.")
     if tool.base_url:
-        provider = {"base_url": tool.base_url} | ({"env_key": KEY} if key else {})
+        provider: dict[str, str | bool] = {"base_url": tool.base_url}
+        if key:
+            provider["env_key"] = KEY
         return Login(server_account(tool.base_url, key), {KEY: key} if key else {}, None, provider)
     if key is None and tool.home is None:
         key = environ.get(KEY)
@@ -148,7 +151,7 @@ def login(tool: ToolSettings, environ: Mapping[str, str]) -> Login:
 
 
 def native(executable: str) -> str:
-    """The program itself, where `executable` is npm's launcher of it: a launcher that is killed leaves the program running.
+    """The program itself, where `executable` is npm's launcher of it: killing that one leaves the program running.
 
     The program lies in a package of its platform beside or within the launcher's (node_modules/@openai/codex-*).
     """
@@ -164,6 +167,11 @@ def native(executable: str) -> str:
         if os.access(program, os.X_OK)
     ]
     return str(programs[0]) if len(programs) == 1 else executable  # several platforms: the launcher knows which
+
+
+def _toml(value: str | int | bool) -> str:
+    """As in JSON, but that TOML has no surrogate pairs and escapes DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _link(auth: Path | None, link: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..verbs import Window
-from .fields import count, number, obj, string
+from .fields import number, obj, string
 from .resets import at_epoch
-from .tools import json_line
+from .tools import count, json_line
 
 TAIL = 1 << 20  # bytes; a turn's last records are at the end
 WINDOWS = {300: "five_hour", 10_080: "weekly"}  # by minutes

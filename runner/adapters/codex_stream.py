@@ -1,14 +1,15 @@
 """What `codex exec --json` prints: lines to events, and the end to an outcome.
 
-The only verdicts are turn.completed and turn.failed; errors in between also occur in runs that succeed. Why a turn failed
-is told by the session's own file (see codex_rollout.py), else by the message, whose beginnings were measured with 0.169.0
-(apostrophes in them are U+2019).
+The only verdicts are turn.completed and turn.failed; errors in between also occur in runs that succeed. Why a turn
+failed is told by the session's own file (see codex_rollout.py), else by the message, whose beginnings were measured
+with 0.169.0 (apostrophes in them are U+2019).
 """
 
 import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from typing import Any
 from ..verbs import Claim, Ending, Usage, Window
 from .base import Exit, Reading, Said, Seen, Session
 from .codex_rollout import Turn, last_turn
-from .fields import clip, clipped, count, first_line, obj, objs, string
+from .fields import first_line, obj, objs, string
+from .json_answers import completed
 from .resets import parse_reset
-from .tools import gist, json_line
+from .tools import count, gist, json_line, said, storable
 
 SIGNALS = (129, 130, 137, 143)  # 128 + SIGHUP, SIGINT, SIGKILL, SIGTERM, as a launcher reports them
 NETWORK_PATIENCE = 20.0  # seconds of waiting for a network; the tool itself waits for ever
@@ -62,6 +64,7 @@ class CodexReading(Reading):
         self._thread: str | None = None
         self._turns = 0
         self._answering = False  # the model is: what it does until a tool's result is one turn
+        self._called: set[str] = set()  # tool calls in the transcript
         self._waiting_since: float | None = None
         self._began = False
         self._answer: str | None = None
@@ -71,7 +74,7 @@ class CodexReading(Reading):
     def line(self, text: str) -> list[Seen]:
         event = json_line(text)
         if event is None:
-            return [Said("note", clip(text))] if text.strip() else []
+            return [said("note", text)] if text.strip() else []
         waits = event.get("type") == "error" and string(event.get("message")).startswith(NO_NETWORK)
         if not waits:
             self._waiting_since = None
@@ -96,36 +99,29 @@ class CodexReading(Reading):
 
     def ending(self, ended: Exit) -> Ending:
         turn = last_turn(self._home, self._thread) if self._thread else Turn()
-        usage = self._completed or self._usage(turn.tokens, turn.model)
         if self._completed is not None:
-            return self._success(ended.code, turn)
+            return self._success(ended.code, replace(self._completed, model=turn.model or self._completed.model))
+        usage = self._usage(turn.tokens, turn.model)
         if self._failed is not None:
             outcome = _verdict(turn.error, self._failed)
             proof = {"message": self._failed, "codex_error_info": turn.error, "rate_limits": turn.limits}
-            evidence = clip(json.dumps({key: value for key, value in proof.items() if value}, ensure_ascii=False), 4000)
+            evidence = json.dumps({key: value for key, value in proof.items() if value}, ensure_ascii=False)[:4000]
             error = _sentence(self._failed)
             window = self._window(outcome, turn)
             return Ending(outcome, None, error, ended.code, evidence, usage, self._thread, window)
         outcome, error = self._without_verdict(ended)
-        proof = clip(ended.stderr.strip()[-2000:]) or None
+        proof = storable(ended.stderr.strip()[-2000:]) or None
         session = None if outcome == "session_lost" else self._thread
         return Ending(outcome, None, error, ended.code, proof, usage, session)
 
-    def _success(self, code: int, turn: Turn) -> Ending:
-        usage = self._usage(turn.tokens, turn.model) if turn.tokens else self._completed
-        answer = clip(self._answer or "", len(self._answer or ""))
-        if self._claim.output_schema is None:
-            return Ending("completed", answer, None, code, None, usage, self._thread)
-        try:
-            document = clipped(json.loads(answer), len(answer))
-        except (ValueError, RecursionError) as error:
-            said = f"The agent's last words are not the JSON that its schema asks for: {error}."
-            return Ending("failed", answer, said, code, None, usage, self._thread)
-        return Ending("completed", document, None, code, None, usage, self._thread)
+    def _success(self, code: int, usage: Usage) -> Ending:
+        wants_json = self._claim.output_schema is not None or self._claim.result_format == "json"
+        ending = completed(self._answer or "", wants_json=wants_json)
+        return replace(ending, exit_code=code, usage=usage, session_id=self._thread)
 
     def _without_verdict(self, ended: Exit) -> tuple[str, str]:
         """Outcome and sentence of a run that printed no end of its turn."""
-        said = [line for line in ended.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        told = [line for line in ended.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         if self._disconnected:
             return "network", "Codex waits for a network: the provider cannot be reached."
         if self._too_many_turns:
@@ -139,8 +135,8 @@ class CodexReading(Reading):
             return "crashed", "Codex ended in the middle of its turn."
         if not ended.code:
             return "unknown", "Codex ended without an end of its turn."
-        told = next((line for line in said if re.match("error", line, re.IGNORECASE)), said[-1] if said else "")
-        return "failed", first_line(told) or f"Codex ended with exit status {ended.code}."
+        last = next((line for line in told if re.match("error", line, re.IGNORECASE)), told[-1] if told else "")
+        return "failed", storable(first_line(last)) or f"Codex ended with exit status {ended.code}."
 
     def _window(self, outcome: str, turn: Turn) -> Window | None:
         if outcome == "quota_exhausted":
@@ -156,7 +152,7 @@ class CodexReading(Reading):
     def _event(self, event: dict[str, Any]) -> Iterator[Seen]:
         match event.get("type"):
             case "thread.started" if thread := string(event.get("thread_id")):
-                self._thread = clip(thread)
+                self._thread = thread
                 yield Session(self._thread)
             case "turn.started":
                 self._began = True
@@ -165,9 +161,9 @@ class CodexReading(Reading):
                 yield self._completed
             case "turn.failed":
                 self._failed = string(obj(event.get("error")).get("message"))
-                yield Said("error", clip(_sentence(self._failed)))
+                yield said("error", _sentence(self._failed))
             case "error":
-                yield Said("error", clip(string(event.get("message"))))
+                yield said("error", string(event.get("message")))
             case "item.started":
                 yield from self._started(obj(event.get("item")))
             case "item.completed":
@@ -178,6 +174,7 @@ class CodexReading(Reading):
     def _started(self, item: dict[str, Any]) -> Iterator[Said]:
         if item.get("type") in TOOLS:
             self._answers()
+            self._called.add(string(item.get("id")))
             yield _call(item)
 
     def _done(self, item: dict[str, Any]) -> Iterator[Said]:
@@ -186,17 +183,16 @@ class CodexReading(Reading):
             self._answers()
             self._answer = text
             if text.strip():
-                yield Said("text", clip(text))
+                yield said("text", text)
         elif kind == "reasoning":
             self._answers()
             if text.strip():
-                yield Said("thinking", clip(text))
+                yield said("thinking", text)
         elif kind == "error":
-            yield Said("note", clip(string(item.get("message"))))
+            yield said("note", string(item.get("message")))
         elif kind in TOOLS:
-            if item.get("status") is None:  # a kind that is told only once
-                self._answers()
-                yield _call(item)
+            if string(item.get("id")) not in self._called:
+                yield from self._started(item)
             self._answering = False
             yield _result(item)
 
@@ -210,7 +206,7 @@ class CodexReading(Reading):
         before = obj(self._claim.session_usage) if self._claim.session_id else {}
 
         def spent(name: str, ours: str) -> int | None:
-            return max(0, count(totals.get(name)) - count(before.get(ours))) if totals else None
+            return max(0, (count(totals.get(name)) or 0) - (count(before.get(ours)) or 0)) if totals else None
 
         cached = spent("cached_input_tokens", "cached_tokens")
         used = spent("input_tokens", "input_tokens"), cached, spent("output_tokens", "output_tokens")
@@ -224,13 +220,15 @@ def _verdict(info: Any, message: str) -> str:
     if isinstance(info, str) and info in KINDS:
         return KINDS[info]
     for detail in obj(info).values():
-        status = count(obj(detail).get("http_status_code"))
+        status = count(obj(detail).get("http_status_code")) or 0
         if status == 429:
             return "rate_limited"
         if status in (401, 403):
             return "unauthenticated"
         if status >= 500 or status == 408:
             return "overloaded"
+        if not status:  # a connection that broke before there was an answer
+            return "network"
     return next((outcome for pattern, outcome in MESSAGES if re.match(pattern, message)), "failed")
 
 
@@ -249,8 +247,8 @@ def _call(item: dict[str, Any]) -> Said:
     body = gist(name, given)
     if changes := objs(item.get("changes")):
         body = f"{name}: " + ", ".join(f"{string(one.get('kind'))} {string(one.get('path'))}" for one in changes)
-    data = {"id": clipped(item.get("id")), "name": clip(name), "input": clipped(given)}
-    return Said("tool_call", clip(body, 300), data)
+    data = {"id": item.get("id"), "name": name, "input": given}
+    return said("tool_call", body[:300], data)
 
 
 def _result(item: dict[str, Any]) -> Said:
@@ -260,5 +258,5 @@ def _result(item: dict[str, Any]) -> Said:
         body = "\n".join(string(part.get("text")) for part in objs(obj(item.get("result")).get("content")))
     if not body.strip():
         body = string(item.get("status")) or "completed"
-    data = {"id": clipped(item.get("id")), "is_error": failed}
-    return Said("tool_result", clip(body), data)
+    data = {"id": item.get("id"), "is_error": failed}
+    return said("tool_result", body, data)

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from .tools import TEXT_LIMIT
-
 
 def obj(value: Any) -> dict[str, Any]:
     """The object, or an empty one."""
@@ -32,34 +30,6 @@ def number(value: Any) -> float | None:
     return value
 
 
-def count(value: Any) -> int:
-    """The whole number from 0 up that a column can hold, or 0."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53 else 0
-
-
-def clip(text: str, limit: int = TEXT_LIMIT) -> str:
-    """What a row of a transcript can hold: no NUL, no half of a surrogate pair, at most `limit` characters."""
-    return text[:limit].replace("\0", "").encode(errors="replace").decode()
-
-
-def clipped(value: Any, limit: int = TEXT_LIMIT) -> Any:
-    """The same JSON with every text in it clipped; None where it is nested too deeply to be of any use."""
-    try:
-        return _clipped(value, limit)
-    except RecursionError:
-        return None
-
-
-def _clipped(value: Any, limit: int) -> Any:
-    if isinstance(value, str):
-        return clip(value, limit)
-    if isinstance(value, list):
-        return [_clipped(one, limit) for one in value]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, dict):
-        return {clip(str(key), limit): _clipped(one, limit) for key, one in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    return value
-
-
 def first_line(text: str, limit: int = 500) -> str:
     """The first line that says something."""
-    return next((clip(line.strip(), limit) for line in text.splitlines() if line.strip()), "")
+    return next((line.strip()[:limit] for line in text.splitlines() if line.strip()), "")

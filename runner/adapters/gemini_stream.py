@@ -6,6 +6,7 @@ sent no request at all.
 """
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -34,7 +35,8 @@ class GeminiReading(Reading):
         self._answer: list[str] = []  # since the last result of a tool
         self._turns = 0
         self._answering = False
-        self._stopped: str | None = None  # an error event: a refusal for safety, or a loop
+        self._error: str | None = None  # a refusal for safety, say
+        self._warning: str | None = None  # "Loop detected, stopping execution", say
         self._result: dict[str, Any] | None = None
         self._usage: Usage | None = None
 
@@ -42,7 +44,8 @@ class GeminiReading(Reading):
         event = json_line(text)
         match event:
             case {"type": "init", "session_id": str(session)}:
-                self._session = session
+                self._session, model = session, event.get("model")
+                self._model = model if isinstance(model, str) else self._model
                 return [Session(session)]
             case {"type": "message", "role": "assistant", "content": str(content)}:
                 self._answers()
@@ -60,8 +63,11 @@ class GeminiReading(Reading):
                 output = event.get("output")
                 data = {"id": event.get("tool_id"), "is_error": event.get("status") != "success"}
                 return [said("tool_result", output if isinstance(output, str) else "", data)]
+            case {"type": "error", "severity": "warning", "message": str(message)}:
+                self._warning = message
+                return [said("error", message)]
             case {"type": "error", "message": str(message)}:
-                self._stopped = message
+                self._error = message
                 return [said("error", message)]
             case {"type": "result", "status": "success" | "error"}:
                 self._result = event
@@ -85,18 +91,18 @@ class GeminiReading(Reading):
             return self._succeeded()
         kind, message = _error(self._result)
         if message is None:
-            error = self._stopped or "Gemini CLI stopped without saying why."
-            return Ending("failed", error=error, evidence=self._stopped)
+            why = self._error or self._warning
+            return Ending("failed", error=f"Gemini CLI stopped: {why or 'it does not say why'}", evidence=why)
         if kind == "FatalTurnLimitedError":
             return Ending("turn_limit", error="The agent used up its turns.", evidence=message)
         return _refused(message, ended.code, _time(self._result.get("timestamp")), self._model)
 
     def _succeeded(self) -> Ending:
         answer = "".join(self._answer)
-        if self._stopped is not None:
-            return Ending("failed", error=f"Gemini CLI stopped: {self._stopped}", evidence=self._stopped)
-        if answer and self._usage is not None:
+        if answer and self._usage is not None and self._error is None:
             return json_answers.completed(answer, wants_json=self._wants_json)
+        if why := self._error or self._warning:
+            return Ending("failed", error=f"Gemini CLI stopped: {why}", evidence=why)
         if self._turns == 0 and self._usage is None:
             return Ending(
                 "context_overflow",
@@ -129,7 +135,7 @@ def _error(result: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def _refused(message: str, code: int, now: datetime | None, model: str) -> Ending:
-    """The ending of a run whose request was refused: by the status in the error's body, else in the exit status."""
+    """The ending of a run whose request was refused: by the status in the exit status, else in the error's body."""
     found = _API_ERROR.match(message)
     told = found[1] if found else message
     status = code + 256 if 144 <= code <= 255 else None
@@ -137,7 +143,7 @@ def _refused(message: str, code: int, now: datetime | None, model: str) -> Endin
     reasons: list[Any] = []
     match body:
         case {"error": {"code": int(number), "message": str(text)}}:
-            status, told = number, text
+            status, told = status or number, text
             details = body["error"].get("details")
             reasons = [d.get("reason") for d in details if isinstance(d, dict)] if isinstance(details, list) else []  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         case _:
@@ -160,7 +166,7 @@ def _refused(message: str, code: int, now: datetime | None, model: str) -> Endin
     return ending("failed", "The request was refused")
 
 
-def _limited(ending: Any, told: str, now: datetime | None, model: str) -> Ending:
+def _limited(ending: Callable[[str, str, Window], Ending], told: str, now: datetime | None, model: str) -> Ending:
     """Gemini's limits are each model's own."""
     if told.startswith("You have exhausted your daily quota on this model."):
         return ending("quota_exhausted", "The day's allowance is used up", Window("daily_requests", model=model))
@@ -168,20 +174,16 @@ def _limited(ending: Any, told: str, now: datetime | None, model: str) -> Ending
         match = _RESET.search(told)
         hours, minutes, seconds = (int(n or 0) for n in match.groups()) if match else (0, 0, 0)
         wait = timedelta(hours=hours, minutes=minutes, seconds=seconds)
-        window = Window("daily_requests", now + wait if now and wait else None, model=model)
+        window = Window("daily_requests", _after(now, wait), model=model)
         return ending("quota_exhausted", "The allowance is used up", window)
     waits = [float(seconds) for seconds in _WAIT.findall(told)]
-    resets_at = now + timedelta(seconds=waits[-1]) if waits and now else None
-    return ending("rate_limited", "Too many requests", Window("requests", resets_at, model=model))
+    window = Window("requests", _after(now, timedelta(seconds=waits[-1])) if waits else None, model=model)
+    return ending("rate_limited", "Too many requests", window)
 
 
 def _without_result(ended: Exit, model: str) -> Ending:
     """The tool came to no verdict: its exit status tells why. Its last words on standard error only describe it."""
     evidence = ended.stderr[-2000:] or None
-    told = _TOLD.findall(ended.stderr)
-    words = (
-        str(json_line(f'{{"said": {told[-1]}}}').get("said")) if told and json_line(f'{{"said": {told[-1]}}}') else ""
-    )  # pyright: ignore[reportOptionalMemberAccess]
     if ended.code <= 0 or ended.code in SIGNALS:
         how = f"was ended by signal {-ended.code}" if ended.code < 0 else f"ended with exit status {ended.code}"
         return Ending("crashed", error=f"Gemini CLI {how} before it came to a result.", evidence=evidence)
@@ -194,15 +196,31 @@ def _without_result(ended: Exit, model: str) -> Ending:
     if ended.code == UNTRUSTED:
         return Ending("failed", error="Gemini CLI does not trust the workspace.", evidence=evidence)
     if ended.code >= 144:
-        return _refused(words or f"exit status {ended.code}", ended.code, None, model)
+        return _refused(_told(ended.stderr) or f"exit status {ended.code}", ended.code, None, model)
     last = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "")
     return Ending("failed", error=f"Gemini CLI ended with exit status {ended.code}: {last[:500]}", evidence=evidence)
+
+
+def _told(stderr: str) -> str | None:
+    """The message of the error that the tool prints there as JSON when it fails before its stream begins."""
+    match json_line(f'{{"message": {(_TOLD.findall(stderr) or ["null"])[-1]}}}'):
+        case {"message": str(message)}:
+            return message
+        case _:
+            return None
 
 
 def _time(text: Any) -> datetime | None:
     """An event's time, in UTC."""
     try:
         found = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
+        return found.astimezone(UTC) if found.tzinfo else None
+    except (TypeError, ValueError, OverflowError):
         return None
-    return found.astimezone(UTC) if found.tzinfo else None
+
+
+def _after(now: datetime | None, wait: timedelta) -> datetime | None:
+    try:
+        return now + wait if now and wait else None
+    except OverflowError:
+        return None

@@ -67,8 +67,8 @@ def names(listing: Any) -> list[str]:
 def in_memory(base_url: str, key: str | None) -> list[str] | None:
     """The models in memory, or on their way there, under all their names; None where the server cannot tell.
 
-    Newer versions of llama-swap, and llama-server's router mode, tell it in GET /v1/models; older versions of llama-swap
-    in GET /running, which knows no aliases. Takes 2 seconds at most.
+    Newer versions of llama-swap, and llama-server's router mode, tell it in GET /v1/models; older versions of
+    llama-swap in GET /running, which knows no aliases. Takes 2 seconds at most.
     """
     base_url = base_url.rstrip("/")
     try:

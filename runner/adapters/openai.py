@@ -58,15 +58,16 @@ class ChatSettings:
             if name not in known:
                 raise BadSettings(f"There is no setting {name}; known are {', '.join(sorted(known))}.")
         read = cls(**settings)
-        address: Any = read.base_url
-        if not isinstance(address, str) or urlsplit(address).scheme not in ("http", "https"):
-            raise BadSettings(f"The setting base_url is not an http or https address: {address}")
+        if not _is_address(read.base_url):
+            raise BadSettings(f"The setting base_url is not an http or https address: {read.base_url}")
         for name in ("api_key_env", "model"):
             if not isinstance(getattr(read, name), str | None):
                 raise BadSettings(f"The setting {name} is not a text.")
-        _within("max_tokens", read.max_tokens, int, 1, 1 << 24)
-        _within("temperature", read.temperature, int | float, 0, 2)
-        _within("retries", 0 if read.retries is None else read.retries, int, 0, 10)  # pyright: ignore[reportUnnecessaryComparison]
+        if read.max_tokens is not None:
+            _within("max_tokens", read.max_tokens, int, 1, 1 << 24)
+        if read.temperature is not None:
+            _within("temperature", read.temperature, int | float, 0, 2)
+        _within("retries", settings.get("retries", 0), int, 0, 10)
         return read
 
     def key(self, environ: Mapping[str, str]) -> str | None:
@@ -79,8 +80,18 @@ class ChatSettings:
         return found
 
 
+def _is_address(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of a port or a host that is none
+        return False
+
+
 def _within(name: str, value: Any, kind: Any, low: int, high: int) -> None:
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high):
+    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
         raise BadSettings(f"The setting {name} is not a number from {low} to {high}.")
 
 

@@ -9,6 +9,7 @@ in the prompt (see json_answers.py).
 import json
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from ..verbs import Claim
@@ -19,8 +20,9 @@ from .tools import ToolSettings, find, version
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8080/v1"  # llama-swap
 PROVIDER = "local"  # our server's name in the tool's configuration
-SILENCE = 3_600_000  # milliseconds between two pieces of an answer; the tool's own limit of 5 minutes is too short for
-# a long prompt on a slow machine, and the runner has a limit of its own
+SILENCE = (
+    3_600_000  # milliseconds between two pieces of an answer; the tool's own 5 minutes are too few for a slow machine
+)
 
 TOOLS = {
     "read": ("read", "list", "glob", "grep"),
@@ -149,7 +151,7 @@ def permission(claim: Claim) -> dict[str, str]:
     return rules
 
 
-def _system_prompt(run: Run) -> Any:
+def _system_prompt(run: Run) -> Path:
     return run.home / "instructions.md"
 
 

@@ -75,8 +75,9 @@ class OpencodeReading(Reading):
     @property
     def hopeless(self) -> bool:
         """The turns are used up, and it would take another: the tool's own limit makes an answer up instead."""
-        turns = self._usage.turns if self._usage else None
-        return None not in (turns, self._max_turns) and turns >= self._max_turns and self._reason == "tool-calls"  # pyright: ignore[reportOptionalOperand]
+        if self._max_turns is None or self._usage is None:
+            return False
+        return (self._usage.turns or 0) >= self._max_turns and self._reason == "tool-calls"
 
     def ending(self, ended: Exit) -> Ending:
         found = self._ending(ended)

@@ -1,11 +1,16 @@
-"""Which adapters this installation has: ours, and those of other packages (entry points of the group taskyard.adapters)."""
+"""Which adapters this installation has: ours, and those of other packages (entry points of taskyard.adapters)."""
 
 import logging
 from functools import cache
 from importlib.metadata import entry_points
 
 from .base import Adapter
+from .claude import Claude
+from .codex import Codex
 from .command import Command
+from .gemini import Gemini
+from .openai import OpenAI
+from .opencode import Opencode
 
 log = logging.getLogger("taskyard.runner")
 
@@ -13,7 +18,7 @@ GROUP = "taskyard.adapters"
 
 
 def built_in() -> list[Adapter]:
-    return [Command()]
+    return [Command(), Claude(), Codex(), Gemini(), Opencode(), OpenAI()]
 
 
 @cache

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from .base import BadSettings, Said
+from .base import BadSettings, CannotRun, Said
 
 VERSION_TIMEOUT = 20.0  # seconds; a cold start of the slowest tool takes 5
+ARGUMENT_LIMIT = 131_071  # bytes of one argument: MAX_ARG_STRLEN of Linux, less its NUL
 TEXT_LIMIT = 16 * 1024  # characters of one transcript row
 
 Kind = Literal["text", "thinking", "tool_call", "tool_result", "error", "note", "output"]
@@ -62,7 +63,7 @@ class ToolSettings:
         base_url = settings.get("base_url")
         if base_url is not None and urlsplit(base_url).scheme not in ("http", "https"):
             raise BadSettings(f"The setting base_url is not an http or https address: {base_url}")
-        return cls(**{**settings, "args": tuple(args), "env": dict(env)})  # pyright: ignore[reportUnknownArgumentType]
+        return cls(**{**settings, "args": tuple(args), "env": dict(env)})  # pyright: ignore[reportUnknownArgumentType, reportArgumentType]
 
 
 def find(settings: ToolSettings, name: str, environ: Mapping[str, str]) -> str | None:
@@ -77,6 +78,13 @@ def folder(settings: ToolSettings, environ: Mapping[str, str], variable: str, de
     user = Path(environ.get("HOME") or Path.home())
     wanted = settings.home or environ.get(variable) or f"~/{default}"
     return user / wanted[2:] if wanted.startswith("~/") else Path(wanted)
+
+
+def check_arguments(argv: list[str]) -> None:
+    """Raises CannotRun where Linux would refuse to start this."""
+    for argument in argv:
+        if len(argument.encode()) > ARGUMENT_LIMIT:
+            raise CannotRun(f"The argument that begins with {argument[:40]!r} has more than {ARGUMENT_LIMIT} bytes.")
 
 
 def version(executable: str) -> str | None:

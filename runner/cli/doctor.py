@@ -1,9 +1,11 @@
 """doctor: is everything here that the yard needs? Judging is pure; only `examine` and its helpers look anywhere."""
 
+import os
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -13,6 +15,8 @@ import psycopg
 from psycopg import pq
 
 from .. import health
+from ..adapters import BadSettings, Offer
+from ..adapters.registry import adapters
 from ..connection import redacted
 from ..errors import TaskyardError, from_database
 from ..health import Runner
@@ -113,13 +117,26 @@ def judge_transactions(old: Sequence[dict[str, Any]], all_seen: bool) -> Finding
     return Finding("vacuum", "ok", "no transaction is older than 10 minutes")
 
 
-def judge_default_route(known: Sequence[dict[str, Any]]) -> Finding:
+def judge_default_route(known: Sequence[dict[str, Any]], ready: Set[str]) -> Finding:
     """Whether a task that names no agent can run. Only a remark: the yard may do without."""
-    route = next((agent["route"] for agent in known if agent["name"] == "default"), None)
-    if route:
-        return Finding("default agent", "ok", ", ".join(route))
-    cure = "update agents set route = '{command}', command = '{sh,-s}' where name = 'default';"
-    return Finding("default agent", "remark", "It has no route, so tasks that name no agent wait.", cure)
+    route = next((agent["route"] for agent in known if agent["name"] == "default"), None) or []
+    usable = [entry for entry in route if entry.split(":")[0] in ready]
+    if usable:
+        return Finding("default agent", "ok", f"uses {', '.join(usable)}")
+    found = f"No runner has any of {', '.join(route)}" if route else "It has no route"
+    cure = "Install and log in to one of the tools on a runner's host, or change the route: \\d+ agents"
+    return Finding("default agent", "remark", f"{found}, so tasks that name no agent wait.", cure)
+
+
+def judge_tool(name: str, offer: Offer, tested: Sequence[str]) -> Finding:
+    """What this host has of one provider. Only a remark where it has not: other hosts may."""
+    version = f" {offer.version}" if offer.version else ""
+    told = f" (tested with {', '.join(tested)})" if tested else ""
+    if offer.state == "ready":
+        login = f", as {offer.account}" if offer.account else ""
+        return Finding(name, "ok", f"ready{version}{login}{told}")
+    state = "not logged in" if offer.state == "unauthenticated" else "not on this host"
+    return Finding(name, "remark", f"{state}{version}{told}", offer.detail or "")
 
 
 def examine(state: State) -> Iterator[Finding]:
@@ -167,7 +184,7 @@ def _examine_yard(yard: Yard, server: dict[str, Any]) -> Iterator[Finding]:
         ("partitions", lambda: judge_partitions(health.missing_partitions(yard))),
         ("runners", lambda: judge_runners(health.runners(yard))),
         ("vacuum", lambda: judge_transactions(health.old_transactions(yard), health.sees_all_sessions(yard))),
-        ("default agent", lambda: judge_default_route(agents(yard))),
+        ("default agent", lambda: judge_default_route(agents(yard), health.ready_providers(yard))),
     ]
     for name, check in checks:
         try:
@@ -180,6 +197,31 @@ def _examine_yard(yard: Yard, server: dict[str, Any]) -> Iterator[Finding]:
         yield finding
         if name == "schema" and "not installed" in finding.found:
             return  # everything else would only repeat it
+    try:
+        providers = health.providers(yard)
+    except psycopg.Error as error:
+        if is_lost(error):
+            raise
+        return  # what is wrong is told above
+    yield from _examine_tools(providers)
+
+
+def _examine_tools(providers: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """This host's tools, asked as a runner here would ask them, all at once."""
+    known = [
+        provider for provider in providers if provider["adapter"] in adapters() and provider["adapter"] != "command"
+    ]
+    with ThreadPoolExecutor() as pool:
+        offers = pool.map(_probe, known)
+        for provider, offer in zip(known, offers, strict=True):
+            yield judge_tool(provider["name"], offer, adapters()[provider["adapter"]].tested)
+
+
+def _probe(provider: dict[str, Any]) -> Offer:
+    try:
+        return adapters()[provider["adapter"]].probe(provider["settings"], os.environ)
+    except BadSettings as error:
+        return Offer("missing", detail=str(error))
 
 
 def lines_of(finding: Finding, width: int) -> list[str]:

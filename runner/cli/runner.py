@@ -155,11 +155,4 @@ def _welcome(database: Database, agents: list[dict[str, Any]]) -> list[str]:
         "  insert into tasks (prompt, agent) values ('echo hello', 'shell');",
         "and look: taskyard list, taskyard show 1, taskyard logs 1",
     ]
-    if any(agent["name"] == "default" and not agent["route"] for agent in agents):
-        lines += [
-            "",
-            "The agent default has no route yet, so tasks that name no agent wait.",
-            "To let it run them as the shell agent does:",
-            "  update agents set route = '{command}', command = '{sh,-s}' where name = 'default';",
-        ]
     return [*lines, "", "Ctrl-C lets running tasks end and stops the runner.", ""]

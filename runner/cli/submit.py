@@ -90,6 +90,7 @@ def _no_constant(name: str) -> NoReturn:
 @click.option("--max-attempts", type=int, help="Attempts before it fails for good.")
 @click.option("--timeout", metavar="DURATION", callback=duration, help="Wall clock of one attempt, like 10m or 1h30m.")
 @click.option("--on-limit", metavar="POLICY", help='switch, wait, or "switch after 2 hours".')
+@click.option("--output-schema", metavar="JSON", callback=document, help="JSON schema that the result has to fit.")
 @click.option("--verify", help="Command that proves the work done.")
 @click.option("--wait", is_flag=True, help="Wait for its end; exit code as of: taskyard wait")
 @click.option("--quiet", "-q", is_flag=True, help="Print the id only.")
@@ -116,6 +117,7 @@ def submit(
     max_attempts: int | None,
     timeout: timedelta | None,
     on_limit: str | None,
+    output_schema: Jsonb | None,
     verify: str | None,
 ) -> None:
     """Put a task into the yard and print its id.
@@ -141,6 +143,7 @@ def submit(
         timeout=timeout,
         on_dependency_failure=on_dependency_failure,
         on_limit=on_limit,
+        output_schema=output_schema,
         verify=verify,
     )
     talkative = sys.stdout.isatty() and not quiet and not state.json

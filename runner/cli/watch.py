@@ -23,6 +23,7 @@ POLL_TRANSCRIPT = 1.0  # seconds; rows of a transcript are not notified
 POLL_STATUS = 2.0  # seconds; a notification may always be missed
 RECONNECT_FOR = 600.0  # seconds until a database that does not come back is given up
 STREAMS = ("output", "error")  # kinds whose rows are cut anywhere; a row of any other kind is complete
+PLAIN = ("output", "text")  # kinds that are printed as they are
 
 
 def no_task(ids: Iterable[int]) -> TaskyardError:
@@ -142,7 +143,7 @@ def wait(state: State, ids: tuple[int, ...], timeout: timedelta | None) -> None:
 
 
 class Text:
-    """Rows of a transcript as text: plain output as it is, all else with its kind before every line."""
+    """Rows of a transcript as text: output and the agent's words as they are, all else with its kind on every line."""
 
     def __init__(self) -> None:
         self._kind = ""
@@ -159,7 +160,7 @@ class Text:
         if not text:
             return before
         self._at_line_start = text.endswith("\n")
-        if kind == "output":
+        if kind in PLAIN:
             return before + text
         mark = click.style(f"[{one_line(kind)}]", fg="red" if kind == "error" else "blue")
         lines = text.splitlines(keepends=True)
@@ -183,7 +184,7 @@ class Text:
 def logs(state: State, task_id: int, follow: bool, attempt: int | None, tail: int | None) -> None:
     """Print the transcript of a task's latest attempt.
 
-    Plain output is printed as it is; other lines begin with their kind, like [error].
+    What a command printed, or an agent said, is printed as it is; other lines begin with their kind, like [tool_call].
     With --json it is one object per entry.
     """
     watch = Watch(state, [task_id])

@@ -84,7 +84,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     document: dict[str, Any] = yaml.safe_load(path.read_text())
     _known("the file", document, TOP)
     groups = _groups(document)
-    macros = {name: str(text) for name, text in (document.get("macros") or {}).items()}
+    macros = {name: str(text) for name, text in _at(document, "macros").items()}
     macros |= {f"env.{name}": text for name, text in environ.items()}
     priorities = _at(document, "routing", "scheduler", "settings", "fifo", "priority")
     models: dict[str, ModelConfig] = {}

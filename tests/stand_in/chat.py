@@ -14,7 +14,7 @@ from .request import Asked
 from .script import Answer, Call, HttpError, Refusal, RunCommand, Structured, WriteFile
 
 STOPS = {"end": "stop", "length": "length", "refused": "content_filter"}
-TITLE = "You are a titl generator"  # how opencode's request for a session's title begins
+TITLE = "You are a title generator"  # how opencode's request for a session's title begins
 
 
 class ChatCompletions(Protocol):

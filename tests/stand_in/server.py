@@ -77,6 +77,9 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
     stand_in: StandIn
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that was killed between two requests is nothing to report; nothing else gets here."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -92,7 +95,10 @@ class _Handler(BaseHTTPRequestHandler):
         _, name, path = (*place.path.split("/", 2), "", "")[:3]
         account = self.stand_in.known(name)
         try:
-            raw = self.rfile.read(int(self.headers.get("content-length", 0)))
+            length = int(self.headers.get("content-length", 0))
+            raw = self.rfile.read(length)
+            if len(raw) < length:
+                raise ConnectionResetError("killed while it asked")
             body = json.loads(raw) if raw else None
             found = _read(self.command, f"/{path}", parse_qs(place.query), body)
             if account is None or found is None:
@@ -107,6 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {key.lower(): value for key, value in self.headers.items()}
             request = Request(account.name, f"/{path}", headers, raw[:BODY_LIMIT], asked)
             self._answer(account, protocol, request)
+        except ConnectionError:
+            self.close_connection = True
         except Exception:  # a script's function, or a request that is not what the vendor would take
             self.stand_in.faults.append(f"{self.command} {self.path}\n{traceback.format_exc()}")
             self.close_connection = True
