@@ -23,15 +23,17 @@ def until(condition: Callable[[], object], seconds: float = 20.0, what: str = ""
 
 
 class Runner:
-    """A `taskyard runner` process."""
+    """A `taskyard runner` process. `env` is added to our environment, or is the whole of it where it is `bare`."""
 
-    def __init__(self, dsn: str, name: str, log: Path, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, dsn: str, name: str, log: Path, *options: str, env: dict[str, str] | None = None, bare: bool = False
+    ) -> None:
         self.name = name
         self.log = log
         with log.open("ab") as output:
             self.process = subprocess.Popen(
                 [TASKYARD, "runner", "--name", name, *options],
-                env={**os.environ, "TASKYARD_DSN": dsn, **(env or {})},
+                env={**({} if bare else os.environ), "TASKYARD_DSN": dsn, **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -65,8 +67,8 @@ class Fleet:
         self._folder = folder
         self.runners: list[Runner] = []
 
-    def start(self, name: str, *options: str, env: dict[str, str] | None = None) -> Runner:
-        runner = Runner(self._dsn, name, self._folder / f"{name}.log", *options, env=env)
+    def start(self, name: str, *options: str, env: dict[str, str] | None = None, bare: bool = False) -> Runner:
+        runner = Runner(self._dsn, name, self._folder / f"{name}.log", *options, env=env, bare=bare)
         self.runners.append(runner)
         return runner
 

@@ -69,7 +69,9 @@ def test_after_the_time_that_explain_names_exactly_one_goes_and_the_others_wait_
 
 
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
-def test_of_two_claims_at_the_same_moment_only_one_is_the_canary(yard: Yard, db: Connection[DictRow], ends: str) -> None:
+def test_of_two_claims_at_the_same_moment_only_one_is_the_canary(
+    yard: Yard, db: Connection[DictRow], ends: str
+) -> None:
     stop_clock(db)
     other, watcher = yard.connect(), yard.connect()
     here, there = register(db, "here", claude="a"), register(db, "there", claude="a")
@@ -198,7 +200,8 @@ def test_a_canary_that_hangs_blocks_the_others_for_five_minutes_only(db: Connect
 
 
 @pytest.mark.parametrize(
-    "way", ["crashed", "failed", "timed_out", "stalled", "cancelled", "released", "retired", "lost", "unknown to its runner"]
+    "way",
+    ["crashed", "failed", "timed_out", "stalled", "cancelled", "released", "retired", "lost", "unknown to its runner"],
 )
 def test_a_canary_that_ends_without_an_answer_frees_the_place_at_once(db: Connection[DictRow], way: str) -> None:
     stop_clock(db)
@@ -226,7 +229,9 @@ def test_a_canary_that_ends_without_an_answer_frees_the_place_at_once(db: Connec
         end(db, token, way)
     assert value(db, "select outcome is not null from attempts where id = %s", token)
     (second,) = claim(db, there, 9)
-    assert value(db, "select canary from attempts where id = %s", second["attempt_id"]), "only one at a time all the same"
+    assert value(db, "select canary from attempts where id = %s", second["attempt_id"]), (
+        "only one at a time all the same"
+    )
     assert misfiled(db) == []
 
 

@@ -17,7 +17,6 @@ from .yardwork import (
     end,
     explained,
     in_background,
-    insert,
     refuse,
     register,
     stop_clock,
@@ -66,7 +65,13 @@ def test_eight_connections_that_claim_as_fast_as_they_can_keep_two_caps_at_every
         " as n from attempts) x",
     )
     assert busiest == a_period
-    assert value(db, "select sum(requests) from provider_cap_usage u join provider_caps c on c.id = cap_id where period = '1 day'") == in_all
+    assert (
+        value(
+            db,
+            "select sum(requests) from provider_cap_usage u join provider_caps c on c.id = cap_id where period = '1 day'",
+        )
+        == in_all
+    )
 
 
 def test_two_claims_that_overlap_do_not_share_the_last_requests(yard: Yard, db: Connection[DictRow]) -> None:
@@ -104,7 +109,9 @@ def test_a_batch_takes_no_more_than_the_tightest_cap_admits(db: Connection[DictR
 
 
 def test_a_batch_over_several_lanes_and_limits_keeps_the_cap_of_their_account(db: Connection[DictRow]) -> None:
-    db.execute("insert into agents (name, route) values ('b', '{claude:big}'), ('s', '{claude:small}'), ('o', '{codex}')")
+    db.execute(
+        "insert into agents (name, route) values ('b', '{claude:big}'), ('s', '{claude:small}'), ('o', '{codex}')"
+    )
     db.execute("update agents set max_concurrency = 2 where name = 'b'")
     cap(db, "1 minute", 9)
     for name in "bso":
@@ -161,7 +168,8 @@ def test_the_cap_of_an_account_is_its_own(db: Connection[DictRow]) -> None:
     one, two, three = register(db, "1", claude="a"), register(db, "2", claude="b"), register(db, "3", claude="a")
     assert [len(claim(db, runner, 3)) for runner in (one, two, three, one, two)] == [3, 2, 1, 0, 0]
     assert rows(
-        db, "select u.account, c.account as cap, requests from provider_cap_usage u join provider_caps c on c.id = cap_id order by 1, 2"
+        db,
+        "select u.account, c.account as cap, requests from provider_cap_usage u join provider_caps c on c.id = cap_id order by 1, 2",
     ) == [
         {"account": "a", "cap": "", "requests": 4},
         {"account": "b", "cap": "", "requests": 2},

@@ -14,7 +14,7 @@ SOURCES = "\n".join(path.read_text() for path in sorted((ROOT / "sql").glob("*/*
 FUNCTION_SOURCES = "\n".join(path.read_text() for path in sorted((ROOT / "sql/functions").glob("*.sql")))
 
 # Private functions that the views and submit_task() need, which run as their caller.
-OPEN_HELPERS = {"_now", "_ago", "_line", "_caller", "_require_role"}
+OPEN_HELPERS = {"_now", "_ago", "_line", "_short", "_caller", "_require_role"}
 # Public functions that touch nothing and need no role.
 PURE_HELPERS: set[str] = set()
 # Columns of tasks whose name says it all.
@@ -146,7 +146,16 @@ def test_only_submitters_and_admins_may_write_tables(db: Connection[DictRow]) ->
         ("taskyard_submitter", "tasks"),
         *(
             ("taskyard_admin", table)
-            for table in ("agents", "scopes", "providers", "provider_limits", "outcome_policies")
+            for table in (
+                "agents",
+                "scopes",
+                "providers",
+                "provider_limits",
+                "provider_caps",
+                "prices",
+                "routing_rules",
+                "outcome_policies",
+            )
         ),
     }
     settable = column(
@@ -157,7 +166,16 @@ def test_only_submitters_and_admins_may_write_tables(db: Connection[DictRow]) ->
             and privilege_type in ('INSERT', 'UPDATE')
         """,
     )
-    assert not {"id", "created_by", "created_at", "attempt_id", "attempt_count", "result", "lane_id"} & set(settable)
+    assert not {
+        "id",
+        "created_by",
+        "created_at",
+        "attempt_id",
+        "attempt_count",
+        "result",
+        "routed_by",
+        "lane_id",
+    } & set(settable)
 
 
 def test_every_table_view_and_function_has_a_comment(db: Connection[DictRow]) -> None:

@@ -1,14 +1,15 @@
 """Which task a runner gets, and what holds one back."""
 
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from psycopg import Connection
 from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
 
-from .conftest import Yard, column, rows, value
-from .yardwork import advance, claim, heard, insert, listener, misfiled, register, status, stop_clock
+from .conftest import Yard, column, value
+from .yardwork import advance, claim, heard, insert, listener, misfiled, register, stop_clock
 
 
 def order(db: Connection[DictRow], runner: int) -> list[str]:
@@ -216,57 +217,73 @@ def test_a_draining_runner_claims_nothing_and_is_told(db: Connection[DictRow]) -
     assert len(claim(db, runner)) == 1
 
 
-def test_a_limit_holds_every_runner_with_that_account_and_no_other(db: Connection[DictRow]) -> None:
-    here, there, other = (
-        register(db, "here", command="a"),
-        register(db, "there", command="a"),
-        register(db, "o", command="b"),
-    )
-    task = insert(db)
-    resets_at = value(db, "select date_trunc('second', now()) + interval '3 hours'")
-    attempt = claim(db, here)[0]["attempt_id"]
-    assert value(db, "select complete_task(%s, 'rate_limited', p_retry_at => %s)", attempt, resets_at) == "queued"
-    assert value(db, "select failure_count from tasks where id = %s", task) == 0
-    assert claim(db, here) == claim(db, there) == []
-    assert len(claim(db, other)) == 1
-    db.execute("select retire_runner(%s)", [other])
-    assert status(db, task) == "queued"
-    assert column(db, "select explain_task(%s)", task) == [
-        "Is queued.",
-        f"Provider command cools down until {resets_at:%Y-%m-%d %H:%M:%S}.",
-    ]
+MODELS = ["coder", "writer", "painter"]
 
 
-def test_a_cooldown_lasts_until_the_stated_reset_or_a_growing_guess(db: Connection[DictRow]) -> None:
+def local(db: Connection[DictRow], loaded: list[str] | None) -> list[dict[str, object]]:
+    return [{"provider": "local", "account": "swap", "models": MODELS, "loaded": loaded}]
+
+
+@pytest.fixture
+def swapper(db: Connection[DictRow]) -> int:
+    """A runner on a stopped clock that has one of three local models in memory: the writer."""
     stop_clock(db)
-    runner = register(db, command="a")
-    insert(db)
-
-    def strike(after: timedelta | None) -> float:
-        attempt = claim(db, runner)[0]["attempt_id"]
-        retry_at: datetime | None = value(db, "select _now() + %s::interval", after)
-        db.execute("select complete_task(%s, 'rate_limited', p_retry_at => %s)", [attempt, retry_at])
-        assert claim(db, runner) == []
-        wait = value(db, "select extract(epoch from until - _now())::float8 from provider_limits")
-        advance(db, seconds=wait - 1)
-        assert claim(db, runner) == []
-        advance(db, seconds=2)
-        return wait
-
-    minutes = 60.0
-    assert [strike(None) for _ in range(4)] == [5 * minutes, 15 * minutes, 60 * minutes, 60 * minutes]
-    assert strike(timedelta(hours=2)) == 120 * minutes
-    assert strike(timedelta(seconds=1)) == 1 * minutes
-    assert strike(timedelta(days=-1)) == 1 * minutes
-    assert strike(timedelta(days=30)) == 8 * 24 * 60 * minutes
+    for model in MODELS:
+        db.execute("insert into agents (name, route) values (%s, array[%s])", [model, f"local:{model}"])
+    return value(db, "select register_runner('swapper', 50, '{}', %s)", Jsonb(local(db, ["writer"])))
 
 
-def test_attempts_that_were_under_way_when_the_limit_struck_never_shorten_it(db: Connection[DictRow]) -> None:
-    runner = register(db, command="a")
-    for _ in range(3):
-        insert(db)
-    first, second, third = claim(db, runner, 3)
-    later, sooner = column(db, "select unnest(array[now() + interval '3 hours', now() + interval '1 hour'])")
-    for attempt, retry_at in ((first, later), (second, sooner), (third, None)):
-        db.execute("select complete_task(%s, 'rate_limited', p_retry_at => %s)", [attempt["attempt_id"], retry_at])
-        assert rows(db, "select until, level from provider_limits") == [{"until": later, "level": 0}]
+def test_tasks_for_the_local_model_that_is_loaded_go_first_for_ten_minutes(
+    db: Connection[DictRow], swapper: int
+) -> None:
+    for n in range(4):
+        insert(db, f"older {n}", agent="coder")
+        insert(db, f"loaded {n}", agent="writer")
+    assert [claim(db, swapper)[0]["prompt"] for _ in range(2)] == ["loaded 0", "loaded 1"]
+    advance(db, minutes=9, seconds=59)
+    db.execute(
+        "select offer_providers(%s, %s)", [swapper, Jsonb(local(db, ["writer"]))]
+    )  # the same: nothing begins anew
+    assert claim(db, swapper)[0]["prompt"] == "loaded 2"
+    advance(db, seconds=1)
+    assert order(db, swapper) == ["older 0", "older 1", "older 2", "older 3", "loaded 3"]
+
+
+def test_after_a_swap_the_other_models_tasks_go_first(db: Connection[DictRow], swapper: int) -> None:
+    for model in MODELS:
+        insert(db, model, agent=model)
+        insert(db, f"{model} pinned", agent="painter", provider="local", model=model)
+    advance(db, minutes=30)
+    db.execute("select offer_providers(%s, %s)", [swapper, Jsonb(local(db, ["painter"]))])
+    assert order(db, swapper)[:2] == ["painter", "painter pinned"]
+
+
+def test_a_loaded_model_goes_ahead_of_other_scopes_but_never_of_a_higher_priority(
+    db: Connection[DictRow], swapper: int
+) -> None:
+    db.execute("insert into scopes (name, parent) values ('one', 'default'), ('two', 'default')")
+    for n in range(2):
+        insert(db, f"low {n}", agent="writer", priority=-1)
+        insert(db, f"one {n}", agent="writer", scope="one")
+        insert(db, f"two {n}", agent="coder", scope="two")
+        insert(db, f"high {n}", agent="coder", priority=1)
+    assert order(db, swapper) == ["high 0", "high 1", "one 0", "one 1", "two 0", "two 1", "low 0", "low 1"]
+
+
+def test_where_the_server_cannot_tell_what_is_loaded_the_older_task_goes_first(
+    db: Connection[DictRow], swapper: int
+) -> None:
+    db.execute("select offer_providers(%s, %s)", [swapper, Jsonb(local(db, None))])
+    for n, model in enumerate(("coder", "writer", "painter", "writer", "coder")):
+        insert(db, f"{n}", agent=model)
+    assert order(db, swapper) == ["0", "1", "2", "3", "4"]
+
+
+def test_a_model_that_a_runner_does_not_have_is_left_to_one_that_has_it(db: Connection[DictRow], swapper: int) -> None:
+    insert(db, "elsewhere", agent="coder", model="huge")
+    insert(db, "here", agent="coder")
+    assert order(db, swapper) == ["here"]
+    other = value(
+        db, "select register_runner('other', 1, '{}', %s)", Jsonb([{"provider": "local", "models": ["huge"]}])
+    )
+    assert [(row["prompt"], row["model"]) for row in claim(db, other)] == [("elsewhere", "huge")]

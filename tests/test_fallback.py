@@ -1,6 +1,7 @@
 """What tasks.on_limit makes of a limit: the next provider of the route, or patience."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from psycopg import Connection
@@ -22,7 +23,7 @@ def providers(db: Connection[DictRow], runner: int) -> list[str]:
     return [row["provider"] for row in claim(db, runner)]
 
 
-def strike(db: Connection[DictRow], runner: int, **window: object) -> None:
+def strike(db: Connection[DictRow], runner: int, **window: Any) -> None:
     """The provider claude refuses whatever its account is asked for now."""
     (row,) = claim(db, runner)
     assert row["provider"] == "claude"

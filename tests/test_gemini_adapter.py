@@ -264,3 +264,11 @@ def test_signal_is_a_crash_even_with_an_answer_begun(tmp_path: Path) -> None:
     recording = case("success-stream-json")
     _, ending = replay(GEMINI.read(a_run(tmp_path)), recording.lines[:3], Exit(-9, "", ""))
     assert (ending.outcome, ending.session_id) == ("crashed", "6f1da01f-f986-4f7c-acc0-a3dd88470be4")
+
+
+def test_workspace_whose_settings_can_run_commands_needs_a_scope_that_may_execute(tmp_path: Path) -> None:
+    (tmp_path / "workspace" / ".gemini").mkdir(parents=True)
+    (tmp_path / "workspace" / ".gemini" / "settings.json").write_text('{"hooksConfig": {"enabled": true}}')
+    with pytest.raises(CannotRun, match="scope"):
+        configured(tmp_path, permissions=["read", "write", "network"])
+    configured(tmp_path)

@@ -101,7 +101,11 @@ def test_the_next_entry_of_the_route_is_used_at_once(db: Connection[DictRow]) ->
         assert refuse(db, row["attempt_id"], **window) == "queued"
     assert claim(db, runner) == []
     lines = explained(db, task)
-    assert [line.split(" has hit")[0] for line in lines[1:]] == ["Provider claude a", "Provider claude a", "Provider codex b"]
+    assert [line.split(" has hit")[0] for line in lines[1:]] == [
+        "Provider claude a",
+        "Provider claude a",
+        "Provider codex b",
+    ]
     kept = rows(db, "select failure_count, attempt_count from tasks where id = %s", task)
     assert kept == [{"failure_count": 0, "attempt_count": 3}]
 
@@ -225,7 +229,9 @@ def test_an_overloaded_provider_cools_down_for_all_its_accounts(db: Connection[D
     refuse(db, attempt(db, one), "overloaded")
     insert(db, agent="routed")
     assert claimed(db, one, 5) == [("codex", None)]
-    assert rows(db, "select account, window_name from provider_limits") == [{"account": "", "window_name": "overloaded"}]
+    assert rows(db, "select account, window_name from provider_limits") == [
+        {"account": "", "window_name": "overloaded"}
+    ]
 
 
 def test_a_network_failure_cools_only_that_hosts_offer_and_its_strikes_grow_and_are_forgotten(
@@ -297,9 +303,9 @@ def test_a_refused_login_is_out_of_use_on_every_host_until_a_human_has_seen_to_i
     assert claim(db, here) == claim(db, there) == []
     db.execute("select resume_provider('claude')")
     assert [row["account"] for row in claim(db, there)] == ["a"]
-    assert rows(db, "select distinct state, refused_at from runner_providers where runner_id = any(%s)", [here, there]) == [
-        {"state": "ready", "refused_at": None}
-    ]
+    assert rows(
+        db, "select distinct state, refused_at from runner_providers where runner_id = any(%s)", [here, there]
+    ) == [{"state": "ready", "refused_at": None}]
 
 
 def test_a_login_without_a_name_is_refused_on_its_own_host_alone(db: Connection[DictRow]) -> None:

@@ -181,11 +181,12 @@ def test_a_model_is_unloaded_on_request(site: Site) -> None:
 def test_the_words_of_refusals_are_those_of_the_original(site: Site) -> None:
     site.start()
     plain = {"Content-Type": "application/x-www-form-urlencoded"}
-    for body, headers, says in [
+    cases: list[tuple[object, dict[str, str], str]] = [
         ({"model": "coder"}, plain, "no model id could be identified"),
         ({"messages": []}, {}, "no model id could be identified"),
         ({"model": "nope"}, {}, "no router for requested model"),
-    ]:
+    ]
+    for body, headers, says in cases:
         status, text, _ = site.post("/v1/chat/completions", body, headers)
         assert (status, json.loads(text)["src"]) == (404, "llama-swap")
         assert says in text

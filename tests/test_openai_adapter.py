@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskyard.runner.adapters import BadSettings, CannotRun, Exit, Said, chat
@@ -108,6 +108,7 @@ def test_without_its_key_nothing_is_started(environ: dict[str, str]) -> None:
         ({"base_url": 5}, "base_url"),
         ({"base_url": "http://host:port/v1"}, "base_url"),
         ({"base_url": None}, "base_url"),
+        ({"base_url": "http://me:secret@host/v1"}, "base_url"),
         ({"api_key_env": 1}, "api_key_env"),
         ({"model": ["a"]}, "model"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -272,6 +273,7 @@ def test_a_child_that_says_nothing_to_the_end_crashed(code: int, says: str) -> N
 # ---- the stream
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_events_are_the_same_however_the_bytes_arrive(data: st.DataObject) -> None:
     stream = 'data: {"a": "x\u2028y\x85z"}\n\n: ping\r\ndata:{"b": "ü"}\r\n\r\n{"error": "bare"}\ndata: [DONE]'.encode()

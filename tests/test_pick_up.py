@@ -24,7 +24,9 @@ def routed(db: Connection[DictRow], **columns: Any) -> int:
     return insert(db, agent="routed", max_attempts=50, **columns)
 
 
-def worked(db: Connection[DictRow], runner: int, session: str | None = "s-1", said: str = "Half done.", **usage: Any) -> int:
+def worked(
+    db: Connection[DictRow], runner: int, session: str | None = "s-1", said: str = "Half done.", **usage: Any
+) -> int:
     """An attempt that said something under a session; still running."""
     row = again(db, runner)
     say(db, row["attempt_id"], said)
@@ -133,7 +135,9 @@ def test_where_the_task_names_a_workspace_the_note_points_there(db: Connection[D
 
 
 @pytest.mark.parametrize("outcome", ["session_lost", "context_overflow"])
-def test_a_session_that_is_gone_is_not_offered_again_but_its_work_is_told(db: Connection[DictRow], outcome: str) -> None:
+def test_a_session_that_is_gone_is_not_offered_again_but_its_work_is_told(
+    db: Connection[DictRow], outcome: str
+) -> None:
     runner = host(db, "r", "mill", claude="a")
     routed(db)
     first = worked(db, runner)

@@ -77,6 +77,10 @@ BAD_TASKS: list[tuple[str, str, str, list[Any]]] = [
     ("pause of no provider", "TY002", "select pause_provider('nothing')", []),
     ("resume of no provider", "TY002", "select resume_provider('nothing')", []),
     ("pause of a null scope", "TY002", "select pause_scope(null)", []),
+    ("output_schema that is a list", "TY001", INSERT.format("output_schema"), ["[]"]),
+    ("output_schema that is a word", "TY001", INSERT.format("output_schema"), ['"text"']),
+    ("clearing limits of no provider", "TY002", "select clear_limit('nothing')", []),
+    ("clearing limits of null", "TY002", "select clear_limit(null)", []),
 ]  # fmt: skip
 
 # {runner} is registered and has the running {attempt}.
@@ -110,10 +114,24 @@ BAD_WORK: list[tuple[str, str, str]] = [
         "TY002",
         """select register_runner('r', 1, '{{}}', '[{{"provider": "no"}}]')""",
     ),
-    ("runner of the past", "TY009", "select register_runner('r', p_protocol => 0)"),
+    ("runner of the past", "TY009", "select register_runner('r', p_protocol => 1)"),
     ("runner of the future", "TY009", "select register_runner('r', p_protocol => 99)"),
     ("runner that runs already", "TY008", "select register_runner('host')"),
     ("drain of no runner", "TY002", "select drain_runner('nobody')"),
+    ("offers of nobody", "TY007", "select offer_providers(999999, '[]')"),
+    ("offer of an unknown provider", "TY002", """select offer_providers({runner}, '[{{"provider": "no"}}]')"""),
+    (
+        "offer in an unknown state",
+        "TY001",
+        """select offer_providers({runner}, '[{{"provider": "command", "state": "asleep"}}]')""",
+    ),
+    (
+        "runner with an offer in an unknown state",
+        "TY001",
+        """select register_runner('r', 1, '{{}}', '[{{"provider": "command", "state": "asleep"}}]')""",
+    ),
+    ("session of no attempt", "TY005", "select report_session(999999, 's')"),
+    ("limits of no attempt", "TY005", "select report_limit(999999, '[]')"),
     ("cancelling what is over", "TY004", "select cancel_task({done})"),
     ("retrying what is done", "TY004", "select retry_task({done})"),
     ("retrying what runs", "TY004", "select retry_task({task})"),
@@ -126,7 +144,7 @@ CALLERS = {
     **dict.fromkeys(
         (
             "submit_task", "cancel_task", "retry_task", "pause_scope", "resume_scope", "pause_provider",
-            "resume_provider",
+            "resume_provider", "clear_limit",
         ),
         "submitter",
     ),
@@ -134,7 +152,7 @@ CALLERS = {
         (
             "register_runner", "hold_runner_lock", "retire_runner", "drain_runner", "claim_task", "heartbeat", "tick",
             "append_transcript", "complete_task", "complete_tasks", "release_task", "sleep_begin", "sleep_end",
-            "known_providers",
+            "known_providers", "offer_providers", "report_limit", "report_session", "tasks_over",
         ),
         "runner",
     ),

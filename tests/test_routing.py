@@ -18,7 +18,6 @@ from .yardwork import (
     insert,
     listener,
     misfiled,
-    refusal,
     register,
     say,
     status,
@@ -67,7 +66,7 @@ def test_the_first_fitting_rule_names_the_agent(db: Connection[DictRow]) -> None
         "both": rule(db, "opencode", pattern="^fix", scope="web", position=40),
         "late": rule(db, "shell", pattern="fix", position=900),
     }
-    for columns, agent, by in (
+    wanted: list[tuple[dict[str, Any], str, str | None]] = [
         ({"prompt": "A LONG story"}, "gemini", "long"),
         ({"prompt": "read the\nlong one"}, "gemini", "long"),
         ({"prompt": "longer"}, "auto", None),
@@ -77,7 +76,8 @@ def test_the_first_fitting_rule_names_the_agent(db: Connection[DictRow]) -> None
         ({"scope": "web", "requires": ["gpu"]}, "codex", "web"),
         ({"prompt": "Fix it"}, "shell", "late"),
         ({"prompt": "Fix it", "requires": ["gpu"]}, "local", "label"),
-    ):
+    ]
+    for columns, agent, by in wanted:
         task = insert(db, **{"agent": "auto", **columns})
         assert route(db, task) == (agent, by and f"rule {rules[by]}"), columns
     assert misfiled(db) == []
@@ -151,7 +151,12 @@ def test_the_tasks_own_wishes_are_for_the_work_and_not_for_the_question(db: Conn
     assert asked["timeout"] == timedelta(minutes=1)
     answer(db, asked, {"agent": "codex"})
     (work,) = claim(db, runner)
-    assert (work["task_id"], work["provider"], work["model"], work["timeout"]) == (task, "claude", "big", timedelta(hours=8))
+    assert (work["task_id"], work["provider"], work["model"], work["timeout"]) == (
+        task,
+        "claude",
+        "big",
+        timedelta(hours=8),
+    )
 
 
 def test_what_was_spent_on_routing_does_not_count_and_is_no_work(db: Connection[DictRow]) -> None:
@@ -171,7 +176,19 @@ def test_what_was_spent_on_routing_does_not_count_and_is_no_work(db: Connection[
 
 
 @pytest.mark.parametrize(
-    "result", [None, "claude", [], 5, {}, {"agent": None}, {"agent": 5}, {"agent": "nobody"}, {"agent": "auto"}, {"agent": ["claude"]}]
+    "result",
+    [
+        None,
+        "claude",
+        [],
+        5,
+        {},
+        {"agent": None},
+        {"agent": 5},
+        {"agent": "nobody"},
+        {"agent": "auto"},
+        {"agent": ["claude"]},
+    ],
 )
 def test_a_wrong_answer_or_none_leads_to_the_agent_default(db: Connection[DictRow], result: Any) -> None:
     task = insert(db, agent="auto")

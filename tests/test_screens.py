@@ -3,20 +3,31 @@
 import json
 import re
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from psycopg import Connection
 from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
 
 from .conftest import Yard, column, rows, value
-from .yardwork import advance, claim, heard, insert, listener, register, stop_clock, task_in
+from .yardwork import (
+    advance,
+    claim,
+    end,
+    explained,
+    heard,
+    insert,
+    listener,
+    now,
+    refuse,
+    register,
+    stop_clock,
+    task_in,
+)
 
 LONG = "Please look at all of the invoices of the last year, and find out which were paid twice.\nThen write a table. "
-
-
-def explained(db: Connection[DictRow], task: int) -> list[str]:
-    return column(db, "select explain_task(%s)", task)
 
 
 def test_a_waiting_or_ended_task_is_explained(db: Connection[DictRow]) -> None:
@@ -107,13 +118,57 @@ def test_a_queued_task_is_explained_reason_by_reason(db: Connection[DictRow]) ->
     assert why("update agents set route = '{nowhere:m}'", "update agents set route = '{command}'") == [
         "The route names provider nowhere, which does not exist."
     ]
-    hot = "insert into provider_limits (provider, until, level) values ('command', '2999-01-01', {})"
-    for level, guess in ((0, ""), (1, " (a guess)")):
-        assert why(hot.format(level), "delete from provider_limits") == [
-            f"Provider command cools down until 2999-01-01 00:00:00{guess}."
-        ]
-    offers = "set role taskyard_owner; update runner_providers set state = '{}'; reset role"
-    assert why(offers.format("missing"), offers.format("ready")) == ["No runner has provider command ready."]
+    hot = "insert into provider_limits (provider, account, window_name, until, state, level) values ('command', {})"
+    for limit, line in (
+        (
+            "'', 'weekly', '2999-01-01', 'hot', 0",
+            "Provider command has hit its limit weekly until 2999-01-01 00:00:00 (in 355237d).",
+        ),
+        (
+            "'', 'busy', '2999-01-01', 'hot', 2",
+            "Provider command has hit its limit busy until 2999-01-01 00:00:00 (in 355237d, a guess).",
+        ),
+    ):
+        (said,) = why(hot.format(limit), "delete from provider_limits")
+        assert re.sub(r"in \d+d", "in 355237d", said) == line
+    waits = "update agents set route = '{{command,spare}}'; update tasks set on_limit = '{}'"
+    (said,) = why(
+        waits.format("wait") + ";" + hot.format("'', '', '2999-01-01', 'hot', 0"),
+        "delete from provider_limits; update agents set route = '{command}'; update tasks set on_limit = 'switch'",
+    )[:-1]
+    assert said.endswith(" The task waits for it (on_limit).")
+    tried = "insert into provider_limits (provider, until, state, canary_attempt, canary_until) values ('command', now(), 'hot', 17, '2999-01-01')"
+    assert why(tried, "delete from provider_limits") == [
+        "Provider command is being tried again after its limit, by attempt 17."
+    ]
+
+    def offered(to: str) -> list[str]:
+        as_owner = "set role taskyard_owner; update runner_providers set {}; reset role"
+        was = "state = 'ready', refused_at = null, until = null, models = null, account = '', detail = null"
+        return why(as_owner.format(to), as_owner.format(was))
+
+    assert offered("state = 'missing'") == [offers_none]
+    assert offered("state = 'unauthenticated', detail = 'no key'") == [
+        "Provider command is not logged in on mill: no key"
+    ]
+    assert offered("state = 'unauthenticated', refused_at = now(), account = 'me'") == [
+        "Provider command refused the login me 0s ago; log in anew, then: select resume_provider('command');"
+    ]
+    (said,) = offered("until = now() + interval '4 min'")
+    assert re.fullmatch(r"mill cannot reach provider command; it tries again in [34]m\.", said)
+    assert why("update agents set route = '{command:m}'", "update agents set route = '{command}'") == [nothing]
+    db.execute("update agents set route = '{command:m}'")
+    assert offered("models = '{x,y}'") == ["mill has no model m for provider command."]
+    db.execute("update agents set route = '{command}'")
+    (said,) = why(
+        "insert into provider_caps (provider, period, max_requests) values ('command', '1 hour', 1);"
+        " insert into tasks (prompt, agent, priority) values ('y', 'shell', 9); select claim_task((select id from runners));"
+        " select complete_task(attempt_id) from tasks where status = 'running'",
+        "delete from provider_caps",
+    )
+    assert re.fullmatch(
+        r"Provider command has used up its cap of 1 requests per 01:00:00; it goes on in (1h|5\dm)\.", said
+    )
 
     other = insert(db, scope="s", priority=9, workspace="/w")
     assert why() == ["Nothing holds it back: 1 ahead of it, 0 running, 3 slots in all."]
@@ -129,7 +184,8 @@ def test_a_queued_task_is_explained_reason_by_reason(db: Connection[DictRow]) ->
 
 def test_every_reason_of_explain_task_is_tested_here(db: Connection[DictRow]) -> None:
     source = value(
-        db, "select string_agg(prosrc, '') from pg_proc where proname in ('explain_task', '_explain_queued')"
+        db,
+        "select string_agg(prosrc, '') from pg_proc where proname in ('explain_task', '_explain_queued', '_explain_entry')",
     )
     patterns: list[str] = re.findall(r"(?:format\(\s*|then |else |return next )'((?:[^']|''){9,})'", source)
     sentences = {pattern.replace("''", "'") for pattern in patterns} - {"There is no task %s.", "10,000 or more"}
@@ -140,12 +196,22 @@ def test_every_reason_of_explain_task_is_tested_here(db: Connection[DictRow]) ->
         assert piece in tests, sentence
 
 
+def printed(yard: Yard, view: str) -> list[str]:
+    """The lines that psql shows for a view."""
+    command = yard.cluster.psql_command(["-X", "-c", f"table {view}"], database=yard.name)
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def number_tasks_from(db: Connection[DictRow], first: int) -> None:
+    db.execute("set role taskyard_owner")
+    db.execute(f"alter table tasks alter id restart with {first}".encode())
+    db.execute("reset role")
+
+
 @pytest.mark.parametrize("view", ["queue", "now_running", "recently_done", "fleet"])
 def test_a_view_fits_a_phone(yard: Yard, view: str) -> None:
     db = yard.connect()
-    db.execute("set role taskyard_owner")
-    db.execute("alter table tasks alter id restart with 1000000")
-    db.execute("reset role")
+    number_tasks_from(db, 1000000)
     runners = [register(db, f"a-host-with-a-long-name-{n}.example.org", slots=1000) for n in range(2)]
     for n in range(6):
         insert(db, LONG * 9, priority=-1000 + n)
@@ -155,10 +221,91 @@ def test_a_view_fits_a_phone(yard: Yard, view: str) -> None:
     db.execute("select complete_task(%s, 'completed', to_jsonb(%s::text))", [attempts[0]["attempt_id"], LONG])
     db.execute("select complete_task(%s, 'permission_denied', p_error => %s)", [attempts[1]["attempt_id"], LONG])
     db.execute("select cancel_task(1000001, %s)", [LONG])
+    db.execute(
+        "select offer_providers(%s, %s)",
+        [runners[0], Jsonb([{"provider": "command", "loaded": ["a-model-with-a-long-name", "another"]}])],
+    )
     assert value(db, f"select count(*) from {view}") >= 2  # type: ignore[arg-type]
-    command = yard.cluster.psql_command(["-X", "-c", f"table {view}"], database=yard.name)
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert max(len(line) for line in printed.splitlines()) <= 40, printed
+    lines = printed(yard, view)
+    assert max(len(line) for line in lines) <= 40, lines
+
+
+@pytest.mark.parametrize("view", ["limits", "spend", "offers", "fleet"])
+def test_a_view_of_the_providers_fits_a_phone(yard: Yard, view: str) -> None:
+    db = yard.connect()
+    stop_clock(db)
+    long = "a-provider-with-a-long-name"
+    db.execute("insert into providers (name, adapter) values (%s, 'command')", [long])
+    db.execute("insert into agents (name, route) values ('long', array[%s])", [long])
+    for period, most in (("1 minute", 60), ("1 day", 1000), ("31 days", 1_000_000)):
+        db.execute(
+            "insert into provider_caps (provider, period, max_requests) values (%s, %s, %s)", [long, period, most]
+        )
+    usage = {"input_tokens": 999_400_000, "output_tokens": 99_949_999, "cost_usd": 12345.67, "turns": 40}
+    states = ("ready", "unauthenticated", "missing", "ready", "ready", "ready")
+    for n, state in enumerate(states):
+        offer = {
+            "provider": long, "account": f"somebody-{n}@example.org", "state": state, "version": "12.345.678-beta.9",
+            "loaded": ["a-local-model-with-a-long-name"],
+        }  # fmt: skip
+        runner = value(
+            db, "select register_runner(%s, 1000, '{}', %s)", f"a-host-with-a-long-name-{n}.example.org", Jsonb([offer])
+        )
+        insert(db, agent="long", provider=long, model="a-model-with-a-long-name" if n == 5 else None)
+        for row in claim(db, runner):
+            outcome = {3: "network", 4: "rate_limited", 5: "quota_exhausted"}.get(n, "completed")
+            window = {"name": "a_long_name_for_a_window", "model": row["model"], "used_percent": 100}
+            if n == 5:
+                window["resets_at"] = (now(db) + timedelta(days=6, hours=23)).isoformat()
+            end(db, row["attempt_id"], outcome, usage=Jsonb(usage), window=Jsonb(window))
+    assert value(db, f"select count(*) from {view}") >= (1 if view == "spend" else 2)  # type: ignore[arg-type]
+    lines = printed(yard, view)
+    assert max(len(line) for line in lines) <= 40, lines
+
+
+def test_the_limits_are_listed_with_what_a_person_wants_to_know_of_them(db: Connection[DictRow]) -> None:
+    stop_clock(db)
+    db.execute("insert into provider_caps (provider, period, max_requests) values ('claude', '1 day', 1000)")
+    runner = register(db, claude="a", codex="b", gemini="c")
+    limits = "select provider, what, used, back from limits order by 1, 2"
+    for agent in ("claude", "codex", "gemini"):
+        insert(db, agent=agent)
+    attempts = {row["provider"]: row["attempt_id"] for row in claim(db, runner, 3)}
+    told = [
+        {"name": "five_hour", "used_percent": 87.4, "resets_at": (now(db) + timedelta(hours=2)).isoformat()},
+        {"name": "long_ago", "used_percent": 3, "resets_at": (now(db) - timedelta(hours=2)).isoformat()},
+    ]
+    db.execute("select report_limit(%s, %s)", [attempts["gemini"], Jsonb(told)])
+    refuse(db, attempts["codex"], name="weekly", resets_at=now(db) + timedelta(days=3), used_percent=100)
+    refuse(db, attempts["claude"], name="rpm")
+    assert rows(db, limits) == [
+        {"provider": "claude", "what": "1000/24h", "used": 0, "back": ""},
+        {"provider": "claude", "what": "rpm", "used": None, "back": "5m ?"},
+        {"provider": "codex", "what": "weekly", "used": 100, "back": "3d"},
+        {"provider": "gemini", "what": "five_hour", "used": 87, "back": ""},
+    ]
+    advance(db, minutes=5)
+    assert value(db, "select back from limits where what = 'rpm'") == "to try"
+    claim(db, runner)
+    assert value(db, "select back from limits where what = 'rpm'") == "tried"
+
+
+def test_spending_is_summed_by_day_and_provider_and_leaves_out_what_nobody_said(db: Connection[DictRow]) -> None:
+    stop_clock(db)
+    runner = register(db, claude="a", codex="b")
+    for agent, usage in (
+        ("claude", {"input_tokens": 1200, "output_tokens": 300, "cost_usd": 0.5}),
+        ("claude", {"input_tokens": 2_400_000, "cost_usd": 1.256}),
+        ("codex", {}),
+    ):
+        insert(db, agent=agent)
+        end(db, claim(db, runner)[0]["attempt_id"], usage=Jsonb(usage))
+    (claude, codex) = rows(db, "select * from spend")
+    assert (claude["provider"], codex["provider"]) == ("claude", "codex")
+    assert (claude["usd"], codex["usd"]) == ("1.76", None)
+    assert claude["day"] == f"{now(db):%m-%d}"
+    advance(db, days=31)
+    assert rows(db, "select * from spend") == []
 
 
 def test_views_are_in_the_order_that_people_look_for(db: Connection[DictRow]) -> None:
@@ -196,9 +343,7 @@ def test_each_change_of_a_task_is_announced(yard: Yard, db: Connection[DictRow])
 
 
 def test_an_announcement_of_ten_thousand_rows_stays_small(yard: Yard, db: Connection[DictRow]) -> None:
-    db.execute("set role taskyard_owner")
-    db.execute("alter table tasks alter id restart with 9007199254000000")
-    db.execute("reset role")
+    number_tasks_from(db, 9007199254000000)
     listening = listener(yard, "task_updates")
     ids = column(db, "insert into tasks (prompt) select 'x' from generate_series(1, 10000) returning id")
     (notification,) = heard(listening, db)
@@ -211,8 +356,7 @@ def test_an_announcement_of_ten_thousand_rows_stays_small(yard: Yard, db: Connec
 def test_a_busy_session_says_only_that_there_was_more(yard: Yard, db: Connection[DictRow]) -> None:
     listening = listener(yard, "task_updates")
     runner = register(db)
-    for _ in range(200):
-        insert(db, agent="default")
+    db.execute("do $$ begin for n in 1..200 loop insert into tasks (prompt) values ('x'); end loop; end $$")
     told = [json.loads(n.payload) for n in heard(listening, db)]
     assert 20 <= len(told) < 100
     claim(db, runner)  # it comes to rest

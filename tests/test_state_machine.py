@@ -1,6 +1,8 @@
-"""Random verbs by many runners, then the invariants: no task lost, none running twice, no stale write accepted."""
+"""Random verbs by many runners, then the invariants: no task lost, none running twice, no stale write accepted, no claim
+on an account that is hot, and never a second canary while the first may still answer."""
 
 import os
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from psycopg.types.json import Jsonb
 
 from .clock import Clock
 from .conftest import Yard, column, rows, value
@@ -32,6 +35,11 @@ OUTCOMES = [
     "rate_limited",
     "timed_out",
     "permission_denied",
+    "quota_exhausted",
+    "overloaded",
+    "network",
+    "unauthenticated",
+    "session_lost",
 ]
 
 # Each query lists what must not be; a name, and why it must not.
@@ -81,12 +89,36 @@ FORBIDDEN: dict[str, Any] = {
         select t.id from tasks t cross join unnest(t.depends_on) x (id) join tasks d on d.id = x.id
         where t.status in ('running', 'completed') and t.on_dependency_failure = 'fail' and d.status <> 'completed'
             and d.cancel_requested_at is null and d.attempt_count <= 1 and d.failure_count = 0 and d.status < 'completed'""",
-    "a completed task completed once": """
+    "a completed task completed once, apart from the question which agent it is for": """
         select t.id from tasks t where t.status = 'completed' and (
-            select count(*) from attempts a where a.task_id = t.id and a.outcome = 'completed') <> 1""",
+            select count(*) from attempts a where a.task_id = t.id and a.outcome = 'completed' and a.agent <> 'auto') <> 1""",
+    "no limit and no question about the agent counts as an attempt": """
+        select a.id from attempts a join outcome_policies p on p.outcome = a.outcome::text
+        where a.counted and (p.cools is not null or a.agent = 'auto')""",
+    "the place of a canary is held by a live attempt": """
+        select l.provider from provider_limits l where l.canary_attempt is not null
+            and not exists (select from attempts a where a.id = l.canary_attempt and a.canary and a.outcome is null)""",
     "no task has used more attempts than it has": """
         select t.id from tasks t where t.failure_count > t.max_attempts""",
 }
+
+
+# Logins of a runner that may not simply be used now, and why.
+HELD_BACK = """
+    select rp.provider, rp.account, case
+        when rp.state <> 'ready' then 'the login was refused'
+        when rp.until > _now() then 'out of reach'
+        when bool_or(l.until > _now()) then 'hot'
+        when bool_or(l.canary_until > _now()) then 'being tried'
+        else 'to be tried' end as why
+    from runner_providers rp
+    left join provider_limits l on l.provider = rp.provider and l.account in ('', rp.account) and l.until is not null
+    where rp.runner_id = %s and (l.until is not null or rp.state <> 'ready' or rp.until > _now())
+    group by rp.provider, rp.account, rp.state, rp.until"""
+
+
+def offers(*providers: str, account: str = "a") -> Jsonb:
+    return Jsonb([{"provider": provider, "account": account} for provider in providers])
 
 
 class YardMachine(RuleBasedStateMachine):
@@ -109,6 +141,9 @@ class YardMachine(RuleBasedStateMachine):
                 "insert into scopes (name, parent, max_concurrency) values (%s, 'default', %s) on conflict do nothing",
                 (scope, limit),
             )
+        self.db.execute(
+            "insert into agents (name, route) values ('routed', '{claude,codex,command}') on conflict do nothing"
+        )
         self.clock = Clock(self.yard, self.db)
         self.names = 0
 
@@ -122,7 +157,9 @@ class YardMachine(RuleBasedStateMachine):
         """Whatever happened, a healthy runner brings every task to its end: nothing is lost."""
         self.db.execute("update scopes set paused_at = null")
         self.db.execute("update runners set draining = true")
-        runner = value(self.db, "select register_runner('last', 50)")
+        runner = value(
+            self.db, "select register_runner('last', 50, '{}', %s)", offers("claude", "codex", "local", "command")
+        )
         for _ in range(200):
             self.clock.advance(timedelta(hours=2))
             for _ in range(3):  # the first tick after a gap gives nobody up, nor does any in the ten seconds after it
@@ -137,10 +174,19 @@ class YardMachine(RuleBasedStateMachine):
         assert left == [], [(row, column(self.db, "select explain_task(%s)", row["id"])) for row in left]
         self.nothing_forbidden()
 
-    @rule(target=runners)
-    def register(self) -> Any:
+    @rule(
+        target=runners,
+        account=st.sampled_from(["a", "a", "b"]),
+        providers=st.sampled_from([("claude",), ("claude", "codex"), ("claude", "codex", "local")]),
+    )
+    def register(self, account: str, providers: tuple[str, ...]) -> Any:
         self.names += 1
-        return value(self.db, "select register_runner(%s, 4, p_lease => '1 minute')", f"r{self.names}")
+        return value(
+            self.db,
+            "select register_runner(%s, 4, '{}', %s, p_lease => '1 minute')",
+            f"r{self.names}",
+            offers(*providers, "command", account=account),
+        )
 
     @rule(
         target=tasks,
@@ -152,6 +198,9 @@ class YardMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["fail", "fail", "run"]),
         delay=st.sampled_from([None, None, 30]),
         count=st.integers(1, 3),
+        agent=st.sampled_from(["shell", "routed", "routed", "auto"]),
+        pin=st.sampled_from([None, None, None, "claude"]),
+        on_limit=st.sampled_from(["switch", "wait", "switch after 10 minutes"]),
     )
     def insert(
         self,
@@ -163,32 +212,72 @@ class YardMachine(RuleBasedStateMachine):
         policy: str,
         delay: int | None,
         count: int,
+        agent: str,
+        pin: str | None,
+        on_limit: str,
     ) -> Any:
         known = column(self.db, "select id from tasks order by id")
         depends_on: list[int] = data.draw(st.lists(st.sampled_from(known), max_size=3, unique=True)) if known else []
         made = column(
             self.db,
-            "insert into tasks (prompt, agent, scope, priority, workspace, max_attempts, on_dependency_failure, depends_on, run_at)"
-            " select 'x', 'shell', %s, %s, %s, %s, %s, %s::bigint[], _now() + %s * interval '1 second' from generate_series(1, %s) returning id",
-            scope, priority, workspace, max_attempts, policy, depends_on, delay, count,
+            "insert into tasks (prompt, agent, provider, on_limit, scope, priority, workspace, max_attempts, on_dependency_failure, depends_on, run_at)"
+            " select 'x', %s, %s, %s, %s, %s, %s, %s, %s, %s::bigint[], _now() + %s * interval '1 second' from generate_series(1, %s) returning id",
+            agent, pin, on_limit, scope, priority, workspace, max_attempts, policy, depends_on, delay, count,
         )  # fmt: skip
         return multiple(*made)
 
     @rule(target=claims, runner=runners, n=st.integers(1, 5))
     def claim(self, runner: int, n: int) -> Any:
+        held_back = rows(self.db, HELD_BACK, runner)
         try:
-            claimed = column(self.db, "select attempt_id from claim_task(%s, %s)", runner, n)
+            claimed = rows(self.db, "select attempt_id, provider, account from claim_task(%s, %s)", runner, n)
         except psycopg.Error as error:
             assert error.sqlstate == "TY007"
             return multiple(*list[int]())
         assert len(claimed) <= n
-        return multiple(*claimed)
+        tokens = [row["attempt_id"] for row in claimed]
+        used = Counter((row["provider"], row["account"]) for row in claimed)
+        canaries = set(column(self.db, "select id from attempts where canary and id = any(%s)", tokens))
+        for provider in held_back:
+            offer = provider["provider"], provider["account"]
+            assert not used[offer] or provider["why"] == "to be tried", (offer, provider["why"])
+            assert used[offer] <= 1, (offer, "one canary at a time")
+        tried = {(p["provider"], p["account"]) for p in held_back if p["why"] == "to be tried"}
+        for row in claimed:
+            assert (row["attempt_id"] in canaries) == ((row["provider"], row["account"]) in tried), row
+        return multiple(*tokens)
 
-    @rule(target=stale, attempt=consumes(claims), outcome=st.sampled_from(OUTCOMES))
-    def complete(self, attempt: int, outcome: str) -> Any:
+    @rule(attempt=claims, kind=st.sampled_from(["text", "tool_call", "note"]))
+    def speak(self, attempt: int, kind: str) -> None:
+        said = Jsonb([{"seq": value(self.db, "select count(*) from transcript") + 1, "kind": kind, "body": "Hello."}])
+        self.allowing("TY005", "select append_transcript(%s, %s)", attempt, said)
+        if kind != "note":
+            hot = "select from provider_limits where canary_attempt = %s and until <= _now()"
+            assert rows(self.db, hot, attempt) == [], "the canary got an answer"
+
+    @rule(provider=st.sampled_from(["claude", "codex", "local"]))
+    def see_to(self, provider: str) -> None:
+        """A human buys credits, and logs in again."""
+        self.db.execute("select clear_limit(%s), resume_provider(%s)", (provider, provider))
+
+    @rule(task=tasks)
+    def leave_the_choice(self, task: int) -> None:
+        self.allowing("TY004", "update tasks set agent = 'auto' where id = %s", task)
+
+    @rule(
+        target=stale,
+        attempt=consumes(claims),
+        outcome=st.sampled_from(OUTCOMES),
+        resets_in=st.sampled_from([None, None, -60, 90, 7200]),
+    )
+    def complete(self, attempt: int, outcome: str, resets_in: int | None) -> Any:
         live = value(self.db, "select outcome is null from attempts where id = %s", attempt)
         if live:
-            self.db.execute("select complete_task(%s, %s, p_error => 'as drawn')", (attempt, outcome))
+            self.db.execute(
+                "select complete_task(%s, %s, p_error => 'as drawn', p_window => jsonb_build_object('name', 'w', 'resets_at',"
+                " _now() + %s * interval '1 second'))",
+                (attempt, outcome, resets_in),
+            )
         else:
             self.refused(attempt)
         return attempt
@@ -262,7 +351,7 @@ class YardMachine(RuleBasedStateMachine):
     def pause(self, scope: str, paused: bool) -> None:
         self.db.execute("select pause_scope(%s)" if paused else "select resume_scope(%s)", (scope,))
 
-    @rule(seconds=st.sampled_from([1, 8, 40, 90]), ticks=st.booleans())
+    @rule(seconds=st.sampled_from([1, 8, 40, 90, 310]), ticks=st.booleans())
     def time_passes(self, seconds: int, ticks: bool) -> None:
         self.clock.advance(timedelta(seconds=seconds))
         if ticks:

@@ -11,7 +11,16 @@ from psycopg.types.json import Jsonb
 from .conftest import rows, value
 from .yardwork import claim, end, insert, refusal, register
 
-FIELDS = ("input_tokens", "cached_tokens", "output_tokens", "turns", "cost_usd", "cost_estimated", "model", "session_id")
+FIELDS = (
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "turns",
+    "cost_usd",
+    "cost_estimated",
+    "model",
+    "session_id",
+)
 
 
 @pytest.fixture
@@ -32,8 +41,8 @@ def price(db: Connection[DictRow], model: str = "big", cached: float | None = No
     db.execute("insert into prices values ('claude', %s, 3, %s, 15)", [model, cached])
 
 
-def report(db: Connection[DictRow], token: int, session: str | None = None, **usage: Any) -> None:
-    db.execute("select report_session(%s, %s, %s)", [token, session, Jsonb(usage)])
+def report(db: Connection[DictRow], token: int, session_id: str | None = None, /, **usage: Any) -> None:
+    db.execute("select report_session(%s, %s, %s)", [token, session_id, Jsonb(usage)])
 
 
 def test_a_running_attempt_reports_its_session_and_its_totals_so_far(db: Connection[DictRow], token: int) -> None:
@@ -57,7 +66,9 @@ def test_a_running_attempt_reports_its_session_and_its_totals_so_far(db: Connect
 
 
 @pytest.mark.parametrize("usage", [None, {}, {"cost_usd": None, "input_tokens": None}])
-def test_what_a_tool_does_not_say_stays_unknown(db: Connection[DictRow], token: int, usage: dict[str, Any] | None) -> None:
+def test_what_a_tool_does_not_say_stays_unknown(
+    db: Connection[DictRow], token: int, usage: dict[str, Any] | None
+) -> None:
     price(db)
     end(db, token, usage=None if usage is None else Jsonb(usage))
     assert used(db) == {"cost_estimated": False, "model": "big"}
@@ -100,7 +111,7 @@ def test_half_a_number_is_no_estimate(db: Connection[DictRow], token: int, known
 
 def test_a_reported_cost_wins_over_any_estimate_before_and_after_it(db: Connection[DictRow], token: int) -> None:
     price(db)
-    tokens = {"input_tokens": 1_000_000, "output_tokens": 0}
+    tokens: dict[str, Any] = {"input_tokens": 1_000_000, "output_tokens": 0}
     report(db, token, **tokens)
     assert (used(db)["cost_usd"], used(db)["cost_estimated"]) == (3, True)
     report(db, token, **tokens, cost_usd=2)

@@ -71,7 +71,7 @@ class Claude(Adapter):
             who = login(tool, environ)
         except CannotRun as error:
             return Offer("unauthenticated", version=version(executable), detail=str(error))
-        return Offer("ready", who.account, version=version(executable))
+        return Offer("ready", tool.account or who.account, version=version(executable))
 
     def prepare(self, run: Run) -> Launch:
         """The session's id is chosen here, so that a run that dies at once can be resumed too."""

@@ -20,6 +20,7 @@ from .resets import after, at_epoch, parse_reset
 from .tools import count, gist, json_line, said, storable
 
 SIGNALS = (129, 130, 137, 143)  # 128 + SIGHUP, SIGINT, SIGKILL, SIGTERM: the tool catches some and exits with these
+LOST = "No conversation found with session ID"
 LIMIT_TEXT = re.compile(r"You['’]ve (?:hit|reached) your (.{1,40}?) limit\b")  # noqa: RUF001
 LIMIT_NAMES = {
     "5-hour": "five_hour",
@@ -81,6 +82,8 @@ class ClaudeReading(Reading):
         outcome, window = self._verdict(result)
         told = string(result.get("result")) or "; ".join(strings(result.get("errors")))
         error = first_line(told) or f"Claude Code ended with an error ({outcome})."
+        if outcome == "crashed":
+            error = "Claude Code was interrupted."
         kept = ("subtype", "is_error", "api_error_status", "api_error", "terminal_reason", "result", "errors")
         evidence: dict[str, Any] = {key: result[key] for key in kept if result.get(key) is not None}
         if category := self._failure.get("error"):
@@ -88,7 +91,8 @@ class ClaudeReading(Reading):
         if self._rejected:
             evidence["rate_limit_info"] = self._rejected
         proof = json.dumps(evidence, ensure_ascii=False)[:4000]
-        return Ending(outcome, None, error, ended.code, proof, self._usage, self._told, window)
+        session = None if outcome == "session_lost" else self._told
+        return Ending(outcome, None, error, ended.code, proof, self._usage, session, window)
 
     def _success(self, result: dict[str, Any], code: int) -> Ending:
         if self._claim.output_schema is None:
@@ -113,7 +117,7 @@ class ClaudeReading(Reading):
             error = first_line(string(self._failure.get("text"))) or "The account's limit is reached."
             proof = json.dumps(self._rejected)
             return Ending(outcome, None, error, ended.code, proof, self._usage, self._told, window)
-        if self._claim.session_id and re.search(r"^No conversation found with session ID", told, re.MULTILINE):
+        if self._claim.session_id and any(line.startswith(LOST) for line in told.splitlines()):
             return Ending("session_lost", None, first_line(told), ended.code, proof, self._usage)
         error = first_line(told) or f"Claude Code ended with exit status {ended.code} and no result."
         return Ending("failed" if ended.code else "unknown", None, error, ended.code, proof, self._usage, self._told)
@@ -123,6 +127,8 @@ class ClaudeReading(Reading):
         status, category = count(result.get("api_error_status")) or 0, self._failure.get("error")
         kind, reason = result.get("api_error"), string(result.get("terminal_reason"))
         text = string(result.get("result"))
+        if self._claim.session_id and any(one.startswith(LOST) for one in strings(result.get("errors"))):
+            return "session_lost", None
         if result.get("subtype") == "error_max_turns" or reason == "max_turns":
             return "turn_limit", None
         if reason == "prompt_too_long" or (status == 400 and text.startswith("Prompt is too long")):
@@ -165,7 +171,9 @@ class ClaudeReading(Reading):
         rejected = info.get("status") == "rejected"
         self._rejected = info if rejected else None
         name = string(info.get("rateLimitType"))
-        windows = obj(info.get("unifiedWindows")) | ({name: info} if name and name != "overage" else {})
+        windows = dict(obj(info.get("unifiedWindows")))
+        if name and name != "overage":
+            windows[name] = {**obj(windows.get(name)), **info}
         for window, state in windows.items():
             used = number(obj(state).get("utilization"))
             if window == name and rejected:
@@ -248,7 +256,7 @@ class ClaudeReading(Reading):
         The tool invents a price for models that it does not know (costBasis "unknown"), and older ones do not tell.
         """
         last = self._results[-1]
-        turns = len(self._used)
+        turns = None if self._model is None else len(self._used)  # without init, messages were not streamed
         model = self._model or next(iter(obj(last.get("modelUsage"))), None)
         tokens = _usage([used for result in self._results for used in _spent(result)], turns, model)
         if "model_usage_since_last_result" in last:
@@ -284,7 +292,7 @@ def _spent(result: dict[str, Any]) -> list[dict[str, Any]]:
     return by_model or [obj(result.get("usage"))]
 
 
-def _usage(used: list[dict[str, Any]], turns: int, model: str | None) -> Usage:
+def _usage(used: list[dict[str, Any]], turns: int | None, model: str | None) -> Usage:
     """Sums usage objects of the Messages API, whose input_tokens leave out what a cache read or wrote."""
 
     def total(name: str) -> int:

@@ -64,7 +64,7 @@ class Codex(Adapter):
             who = login(tool, environ)
         except CannotRun as error:
             return Offer("unauthenticated", version=number, detail=str(error))
-        return Offer("ready", who.account, version=number)
+        return Offer("ready", tool.account or who.account, version=number)
 
     def prepare(self, run: Run) -> Launch:
         try:

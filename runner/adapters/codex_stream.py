@@ -99,9 +99,10 @@ class CodexReading(Reading):
 
     def ending(self, ended: Exit) -> Ending:
         turn = last_turn(self._home, self._thread) if self._thread else Turn()
-        if self._completed is not None:
+        # A launcher that was killed says nothing about the program, which may have gone on to its end.
+        if self._completed is not None and (ended.code <= 0 or ended.code in SIGNALS):
             return self._success(ended.code, replace(self._completed, model=turn.model or self._completed.model))
-        usage = self._usage(turn.tokens, turn.model)
+        usage = self._completed or self._usage(turn.tokens, turn.model)
         if self._failed is not None:
             outcome = _verdict(turn.error, self._failed)
             proof = {"message": self._failed, "codex_error_info": turn.error, "rate_limits": turn.limits}
@@ -131,7 +132,7 @@ class CodexReading(Reading):
         lost = re.search(r"no rollout found for thread id", ended.stderr)
         if self._claim.session_id and self._thread is None and lost:
             return "session_lost", "Codex does not know the session any more."
-        if self._began and ended.code:
+        if self._began and self._completed is None and ended.code:
             return "crashed", "Codex ended in the middle of its turn."
         if not ended.code:
             return "unknown", "Codex ended without an end of its turn."
@@ -157,10 +158,10 @@ class CodexReading(Reading):
             case "turn.started":
                 self._began = True
             case "turn.completed":
-                self._completed = self._usage(obj(event.get("usage")), None)
+                self._completed, self._failed = self._usage(obj(event.get("usage")), None), None
                 yield self._completed
             case "turn.failed":
-                self._failed = string(obj(event.get("error")).get("message"))
+                self._completed, self._failed = None, string(obj(event.get("error")).get("message"))
                 yield said("error", _sentence(self._failed))
             case "error":
                 yield said("error", string(event.get("message")))

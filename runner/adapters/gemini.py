@@ -2,8 +2,8 @@
 
 What it cannot do: it has no flag for a schema, so one is asked for in the prompt (see json_answers.py). Its file tools
 stay within the workspace in every mode; its shell does not. It keeps secret that an answer was cut off at the model's
-output limit, and it refuses to run headless in a folder that it does not trust: with the trust come the hooks that the
-workspace's own .gemini/settings.json may hold, so a scope that may not execute is for workspaces one trusts.
+output limit. It runs headless only in folders that it trusts, and with the trust come the hooks in the workspace's own
+.gemini/settings.json, which overrules ours: where the scope does not allow to execute, such a workspace is refused.
 """
 
 import json
@@ -68,6 +68,8 @@ class Gemini(Adapter):
         found = login(tool, run.environ)
         if found is None:
             raise CannotRun("Gemini CLI has no login on this host.")
+        if "execute" not in claim.permissions and (run.workspace / ".gemini" / "settings.json").exists():
+            raise CannotRun("The workspace's .gemini/settings.json can run commands, which the scope does not allow.")
         text = prompt(claim).encode()
         if len(text) > STDIN_LIMIT:
             raise CannotRun("The prompt is larger than 8 MiB, which is all that Gemini CLI reads.")

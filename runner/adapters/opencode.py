@@ -50,7 +50,7 @@ class Opencode(Adapter):
         number = version(executable)
         if tool.api_key_env and not key:
             detail = f"The runner's environment has no {tool.api_key_env}."
-            return Offer("unauthenticated", models.account(base_url, None), version=number, detail=detail)
+            return Offer("unauthenticated", version=number, detail=detail)
         found = models.offer(base_url, key)
         return Offer(found.state, found.account, found.models, number, found.detail)
 

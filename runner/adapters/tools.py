@@ -27,13 +27,15 @@ Kind = Literal["text", "thinking", "tool_call", "tool_result", "error", "note", 
 class ToolSettings:
     """providers.settings of a command-line tool: the same on every host, and never a secret.
 
-    `executable`: name or path of the tool. `home`: folder with its login, where that is not the tool's own default.
+    `executable`: name or path of the tool. `account`: name of the login, where limits are shared by several of them (an
+    organisation's keys, say). `home`: folder with its login, where that is not the tool's own default.
     `base_url`: another server that speaks the vendor's protocol (a local one, say). `api_key_env`: variable of the
     runner's environment that holds the key. `model`: used where neither task nor route names one. `retries`: how often
     the tool may repeat a refused request by itself. `args`: appended to the command. `env`: further variables.
     """
 
     executable: str | None = None
+    account: str | None = None
     home: str | None = None
     base_url: str | None = None
     api_key_env: str | None = None
@@ -49,7 +51,7 @@ class ToolSettings:
         for name in settings:
             if name not in known:
                 raise BadSettings(f"There is no setting {name}; known are {', '.join(sorted(known))}.")
-        for name in ("executable", "home", "base_url", "api_key_env", "model"):
+        for name in ("executable", "account", "home", "base_url", "api_key_env", "model"):
             if not isinstance(settings.get(name), str | None):
                 raise BadSettings(f"The setting {name} is not a text.")
         retries = settings.get("retries", 0)
@@ -168,7 +170,17 @@ def _shortened(value: Any) -> Any:
 def gist(tool: str, arguments: Any) -> str:
     """A tool call on one line: `Bash: ls -la`, at most 300 characters."""
     if isinstance(arguments, dict):
-        for key in ("command", "file_path", "path", "absolute_path", "pattern", "query", "url", "description"):
+        for key in (
+            "command",
+            "file_path",
+            "filePath",
+            "path",
+            "absolute_path",
+            "pattern",
+            "query",
+            "url",
+            "description",
+        ):
             found = arguments.get(key)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
             if isinstance(found, list):
                 found = " ".join(map(str, found))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]

@@ -44,6 +44,7 @@ def runner_options(command: F) -> F:
         ),
         click.option("--label", "labels", multiple=True, help="What tasks may require. Repeatable."),
         click.option("--slots", type=int, default=2, show_default=True, help="Tasks at once."),
+        click.option("--host", help="Name of this host, where the system's changes: sessions are resumed by it."),
         click.option("--name", help="Default: the name of this host."),
         dsn_option,
     ):
@@ -54,6 +55,7 @@ def runner_options(command: F) -> F:
 def _run(
     database: Database,
     name: str | None,
+    host: str | None,
     slots: int,
     labels: tuple[str, ...],
     lease: timedelta,
@@ -73,7 +75,8 @@ def _run(
     return run(
         Options(
             dsn=database.dsn,
-            name=name or host_name(),
+            name=name or host or host_name(),
+            host=host or socket.gethostname(),
             slots=slots,
             labels=list(labels),
             lease=lease,

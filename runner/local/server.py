@@ -19,12 +19,12 @@ from typing import Any
 def main(arguments: list[str] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, or with --until-eof until standard input ends. Does not return."""
     options = parser().parse_args(arguments)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
     if options.until_eof:
-        threading.Thread(target=_at_eof, args=[stop], daemon=True).start()
+        threading.Thread(target=_until_eof, daemon=True).start()
     server = start(options)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # only now: the server has set handlers of its own
+        signal.signal(number, lambda _number, _frame: stop.set())
     print("listening on", server.listening_address, flush=True)
     while not stop.wait(0.2):  # a wait without an end would let no signal through
         pass
@@ -80,10 +80,10 @@ def start(options: argparse.Namespace) -> Any:
     return xllamacpp.Server(params)
 
 
-def _at_eof(stop: threading.Event) -> None:
+def _until_eof() -> None:
     while os.read(0, 4096):
         pass
-    stop.set()
+    os._exit(0)
 
 
 if __name__ == "__main__":

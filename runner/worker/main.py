@@ -41,6 +41,7 @@ class Options:
 
     dsn: str
     name: str
+    host: str = field(default_factory=socket.gethostname)
     slots: int = 2
     labels: list[str] = field(default_factory=list[str])
     lease: timedelta = timedelta(seconds=60)
@@ -127,7 +128,7 @@ class _Runner:
                 offered,
                 version("taskyard"),
                 options.lease,
-                socket.gethostname(),
+                options.host,
             )
         except psycopg.Error as error:
             raise from_database(error) from error

@@ -92,7 +92,7 @@ async def _look(provider: dict[str, Any]) -> dict[str, Any]:
         offer = Offer("missing", detail=f"its adapter failed: {error}")
     return {
         "provider": provider["name"],
-        "account": offer.account,
+        "account": provider["settings"].get("account") or offer.account,
         "state": offer.state,
         "models": offer.models,
         "loaded": sorted(loaded) if loaded is not None else None,

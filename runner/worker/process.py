@@ -3,6 +3,7 @@
 import asyncio
 import codecs
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -101,8 +102,16 @@ class Tail:
 class Child:
     """A running command. Use spawn() to get one."""
 
-    def __init__(self, process: asyncio.subprocess.Process, reaper: Reaper) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        stdout: asyncio.StreamReader,
+        pipe: asyncio.BaseTransport,
+        reaper: Reaper,
+    ) -> None:
         self._process = process
+        self._stdout = stdout
+        self._pipe = pipe
         self._reaper = reaper
         self.pid = process.pid
         self._stopping: asyncio.Task[None] | None = None
@@ -114,10 +123,9 @@ class Child:
         Whatever happens, also when this is cancelled, the whole group is gone afterwards.
         """
         stdout, stderr = Tail(tail), Tail(STDERR_TAIL)
-        assert self._process.stdout is not None
         assert self._process.stderr is not None
         streams = [
-            asyncio.create_task(_read(self._process.stdout, "output", stdout, sink)),
+            asyncio.create_task(_read(self._stdout, "output", stdout, sink)),
             asyncio.create_task(_read(self._process.stderr, "error", stderr, sink)),
         ]
         feeding = asyncio.create_task(self._feed(stdin))
@@ -135,6 +143,7 @@ class Child:
             for task in (feeding, *streams):
                 task.cancel()
             await asyncio.gather(feeding, *streams, return_exceptions=True)
+            self._pipe.close()
             await self._exit()
             if self._stopping:
                 self._stopping.cancel()
@@ -189,18 +198,42 @@ class Child:
 
 async def spawn(launch: Launch, cwd: Path, env: dict[str, str], reaper: Reaper) -> Child:
     """Start a command in a session of its own. Raises OSError."""
-    process = await asyncio.create_subprocess_exec(
-        *launch.argv,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=CHUNK,
-        cwd=cwd,
-        env=clean_environment({**env, **launch.env}),
-        start_new_session=True,
-    )
+    ours, theirs = _wide_pipe()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *launch.argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=theirs,
+            stderr=asyncio.subprocess.PIPE,
+            limit=CHUNK,
+            cwd=cwd,
+            env=clean_environment({**env, **launch.env}),
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
     reaper.watch(process.pid, env.get(MARK, ""))
-    return Child(process, reaper)
+    stdout = asyncio.StreamReader(limit=CHUNK)
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(stdout), os.fdopen(ours, "rb", buffering=0)
+    )
+    return Child(process, stdout, pipe, reaper)
+
+
+def _wide_pipe() -> tuple[int, int]:
+    """A pipe that holds a mebibyte, where the system allows it.
+
+    Tools written for Node.js lose at their exit what the pipe does not hold: its writes to pipes are asynchronous
+    (https://nodejs.org/api/process.html#a-note-on-process-io), and the last line is the result.
+    """
+    ours, theirs = os.pipe()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, 1 << 20)
+    return ours, theirs
 
 
 async def _read(stream: asyncio.StreamReader, kind: str, tail: Tail, sink: Sink) -> None:

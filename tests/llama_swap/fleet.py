@@ -34,7 +34,6 @@ class Model:
     running: int = 0
     present: int = 0  # running and waiting
     idle_since: float = 0.0
-    starts: int = 0
 
 
 class Fleet:
@@ -131,23 +130,28 @@ class Fleet:
     def _start(self, model: Model) -> None:
         """Start it and wait until it is healthy, without the lock. Raises CannotStart."""
         model.state = "starting"
-        model.starts += 1
-        self._changed.release()
         try:
-            self._until_healthy(model)
+            model.process = process = self._spawn(model.config)
+            self._changed.release()
+            try:
+                self._until_healthy(model.config, process)
+            finally:
+                self._changed.acquire()
+            if model.process is not process:  # unload() was faster
+                raise CannotStart("upstream command exited prematurely")
         except CannotStart:
-            self._changed.acquire()
             self._stop(model)
             raise
-        self._changed.acquire()
         model.state = "ready"
         model.idle_since = time.monotonic()
         self._changed.notify_all()
 
-    def _until_healthy(self, model: Model) -> None:
+    def _spawn(self, config: ModelConfig) -> "subprocess.Popen[bytes]":
+        if self._closing.is_set():
+            raise CannotStart("shutting down")
         try:
-            model.process = subprocess.Popen(
-                model.config.argv,
+            return subprocess.Popen(
+                config.argv,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
@@ -156,13 +160,15 @@ class Fleet:
             )
         except OSError as error:
             raise CannotStart(f"unspecific error: failed to start command: {error}") from None
+
+    def _until_healthy(self, config: ModelConfig, process: "subprocess.Popen[bytes]") -> None:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         deadline = time.monotonic() + self._config.health_check_timeout
         while time.monotonic() < deadline:
-            if model.process.poll() is not None:
+            if process.poll() is not None:
                 raise CannotStart("upstream command exited prematurely")
             try:
-                with direct.open(f"{model.config.proxy}/health", timeout=1):
+                with direct.open(f"{config.proxy}/health", timeout=1):
                     return
             except OSError:
                 time.sleep(POLL)

@@ -44,16 +44,16 @@ class Double(ThreadingHTTPServer):
         self.fleet = Fleet(self.config, environ, log)
         self.error_style: ErrorStyle = error_style
         super().__init__(address, Handler)
-        self._threads = [threading.Thread(target=self.serve_forever, args=[0.05])]
+        self._workers = [threading.Thread(target=self.serve_forever, args=[0.05])]
         for name in self.config.preload:
-            self._threads.append(threading.Thread(target=self._preload, args=[name]))
-        for thread in self._threads:
+            self._workers.append(threading.Thread(target=self._preload, args=[name]))
+        for thread in self._workers:
             thread.start()
 
     def close(self) -> None:
         self.fleet.close()
         self.shutdown()
-        for thread in self._threads:
+        for thread in self._workers:
             thread.join()
         self.server_close()
 

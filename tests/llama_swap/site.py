@@ -84,6 +84,10 @@ class Site:
         """Make the model's server behave like that from now on (see upstream.py)."""
         self._path(model).write_text(json.dumps(script))
 
+    def weights(self, model: str) -> str:
+        """The path of its model file, as its command has it."""
+        return str(self._path(model))
+
     def requests(self, model: str) -> list[dict[str, Any]]:
         """The bodies of the requests that the model's server got."""
         return [json.loads(line) for line in _lines(self._path(model).with_suffix(".requests"))]

@@ -1,0 +1,329 @@
+"""The real tools, real runners and the database together: limits, fallback, and work that goes on where it stopped."""
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+from .agents import Agents, agents_on
+from .conftest import Yard, column, rows, value
+from .fleet import until
+from .stand_in import (
+    Account,
+    Model,
+    Request,
+    Step,
+    cut,
+    overloaded,
+    rate_limited,
+    run_command,
+    stalled,
+    structured,
+    text,
+    unauthorized,
+    usage_limit,
+    write_file,
+)
+from .test_runner import ended, status
+
+ALL = ("claude", "codex", "gemini")
+
+
+@pytest.fixture
+def agents(yard18: Yard, tmp_path: Path) -> Iterator[Agents]:
+    with agents_on(yard18, tmp_path) as agents:
+        yield agents
+
+
+def short_cooldowns(yard: Yard) -> None:
+    """A reset within seconds would otherwise be waited for a minute."""
+    yard.connect(superuser=True).execute(
+        "create or replace function taskyard._shortest_cooldown() returns interval language sql immutable"
+        " as $$ select interval '1 second' $$"
+    )
+
+
+def account(agents: Agents, name: str) -> Account:
+    return {"claude": agents.claude, "codex": agents.codex, "gemini": agents.gemini}[name]
+
+
+def halves(command: str) -> Model:
+    """A first half, then a long command; whoever is told of an interruption brings it to an end."""
+
+    def answer(_: datetime, request: Request) -> Step:
+        if b"interrupted" in request.body:
+            return text("Finished in the end.")
+        if not request.results:
+            return write_file("notes.txt", "half")
+        if b"time.sleep(" not in request.body:
+            return run_command(command)
+        return stalled("Waiting for it.")
+
+    return answer
+
+
+def running(argument: str) -> bool:
+    """Whether some process has this in its arguments."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if argument in " ".join(process.cmdline()):
+                return True
+    return False
+
+
+def carries(process: psutil.Process, mark: str) -> bool:
+    """Whether it belongs to the attempt."""
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get("TASKYARD_RUN") == mark
+    return False
+
+
+def test_limits_lead_to_the_next_provider_and_no_host_asks_the_limited_ones_again(agents: Agents) -> None:
+    sql = agents.sql
+    reset = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=2)
+    agents.gemini.limit(rate_limited(3600))
+    agents.claude.limit(usage_limit(reset))
+    agents.codex.script(write_file("notes.txt", "written"), text("All done."))
+    sql.execute("update agents set route = '{gemini,claude,codex}' where name = 'default'")
+    agents.start("a", host="one")
+    began = datetime.now(UTC)
+    task = ended(sql, agents.submit("write notes", "default"), 60)
+    assert (task["status"], task["result"], task["failure_count"]) == ("completed", "All done.", 0)
+    assert column(sql, "select provider from attempts order by id") == ["gemini", "claude", "codex"]
+
+    limits = {row["provider"]: row for row in rows(sql, "select * from provider_limits where until is not null")}
+    assert set(limits) == {"gemini", "claude"}
+    assert limits["claude"]["resets_at"] == reset
+    assert limits["claude"]["window_name"] == "five_hour"
+    assert abs(limits["gemini"]["resets_at"] - began - timedelta(hours=1)) < timedelta(seconds=30)
+    assert reset <= limits["claude"]["until"] <= reset + timedelta(minutes=2)
+    assert all(limit["level"] == 0 for limit in limits.values())  # no guesses
+
+    agents.start("b", host="two")
+    others = [agents.submit("again", "default") for _ in range(4)]
+    for other in others:
+        assert ended(sql, other, 60)["status"] == "completed"
+    assert set(column(sql, "select distinct provider from attempts where task_id = any(%s)", others)) == {"codex"}
+    assert value(sql, "select count(distinct runner_id) from attempts where task_id = any(%s)", others) == 2
+    assert (len(agents.gemini.requests), len(agents.claude.requests)) == (1, 1)
+    assert value(sql, "select sum(failure_count) from tasks") == 0
+
+
+def test_after_the_reset_one_attempt_tries_and_then_the_rest_go(agents: Agents, yard18: Yard) -> None:
+    sql = agents.sql
+    short_cooldowns(yard18)
+    agents.start("a", "--slots", "4")
+    agents.start("b", "--slots", "4", host="two")
+    reset = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=9)
+    agents.claude.limit(usage_limit(reset))
+    agents.claude.script(
+        lambda now, request: stalled("Done.") if request.results else write_file("notes.txt", "so far")
+    )
+    tasks = [agents.submit(f"task {n}", "claude") for n in range(4)]
+    until(lambda: value(sql, "select count(*) from provider_limits where until is not null"), 30)
+    # Whoever was under way already when the limit struck may have been refused as well; from now on nobody asks.
+    until(lambda: value(sql, "select count(*) from attempts where outcome is null") == 0, 30)
+    refused = len(agents.claude.requests)
+    assert refused <= 4
+    assert [status(sql, task) for task in tasks] == ["queued"] * 4
+    told = "\n".join(column(sql, "select explain_task(%s)", tasks[0]))
+    assert "has hit its limit five_hour until" in told and "in " in told
+
+    agents.claude.wait_for(refused + 1, seconds=40)
+    assert datetime.now(UTC) >= reset
+    canary = value(sql, "select canary_attempt from provider_limits where canary_attempt is not null")
+    assert column(sql, "select id from attempts where outcome is null") in ([canary], [])
+    # It speaks, so the others follow before it is done: each asks twice.
+    agents.claude.wait_for(refused + 8, seconds=40)
+    assert value(sql, "select count(*) from attempts where canary") == 1
+    agents.claude.release()
+    for task in tasks:
+        assert ended(sql, task, 60)["status"] == "completed"
+    assert value(sql, "select sum(failure_count) from tasks") == 0
+    assert value(sql, "select count(*) from provider_limits where until is not null") == 0
+
+
+def test_a_task_whose_providers_are_all_limited_waits_and_runs_by_itself(agents: Agents, yard18: Yard) -> None:
+    sql = agents.sql
+    short_cooldowns(yard18)
+    sql.execute("update agents set route = '{gemini,claude,codex}' where name = 'default'")
+    agents.start("a")
+    reset = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=25)
+    agents.claude.limit(usage_limit(reset))
+    agents.codex.limit(usage_limit(reset + timedelta(hours=5)))
+    agents.gemini.limit(rate_limited(3600))
+    task = agents.submit("patience", "default")
+    until(lambda: value(sql, "select count(*) from provider_limits where until is not null") == 3, 40)
+    until(lambda: status(sql, task) == "queued")
+    told = "\n".join(column(sql, "select explain_task(%s)", task))
+    until_claude = value(sql, "select to_char(until, 'HH24:MI:SS') from provider_limits where provider = 'claude'")
+    assert until_claude in told
+    assert "gemini" in told and "codex" in told
+    assert ended(sql, task, 60)["status"] == "completed"
+    assert datetime.now(UTC) >= reset
+    assert column(sql, "select provider from attempts order by id") == ["gemini", "claude", "codex", "claude"]
+    assert len(agents.codex.requests) == len(agents.gemini.requests) == 1
+    assert value(sql, "select failure_count from tasks where id = %s", task) == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_killed_runner_leaves_a_session_that_the_next_attempt_resumes(agents: Agents, name: str) -> None:
+    sql = agents.sql
+    api = account(agents, name).script(halves("python3 -c 'import time; time.sleep(31.5)'"))
+    runner = agents.start("a")
+    task = agents.submit("do both halves", name)
+    api.wait_for(2, seconds=60)
+    until(lambda: running("sleep(31.5)"), 20)
+    until(lambda: value(sql, "select session_id from attempts"), 20)
+    runner.kill()
+    until(lambda: not running("sleep(31.5)"), 15)
+    agents.start("a2")
+    assert ended(sql, task, 60)["result"] == "Finished in the end."
+    first, second = rows(sql, "select * from attempts order by id")
+    assert (first["outcome"], second["outcome"]) == ("crashed", "completed")
+    assert first["session_id"] == second["session_id"]
+    resumed = next(request for request in api.requests if b"interrupted" in request.body)
+    assert b"do both halves" in resumed.body and b"notes.txt" in resumed.body
+    assert value(sql, "select failure_count from tasks where id = %s", task) == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_killed_tool_is_resumed_in_its_session(agents: Agents, name: str) -> None:
+    sql = agents.sql
+    api = account(agents, name).script(halves("python3 -c 'import time; time.sleep(32.5)'"))
+    agents.start("a")
+    task = agents.submit("do both halves", name)
+    api.wait_for(2, seconds=60)
+    until(lambda: running("sleep(32.5)"), 20)
+    mark = str(value(sql, "select attempt_id from tasks where id = %s", task))
+    tools = [p for p in psutil.process_iter() if carries(p, mark) and "sleep(32.5)" not in " ".join(p.cmdline())]
+    assert tools
+    for tool in tools:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            tool.kill()
+    assert ended(sql, task, 60)["result"] == "Finished in the end."
+    first, second = rows(sql, "select * from attempts order by id")
+    assert first["outcome"] == "crashed"
+    assert first["session_id"] == second["session_id"]
+    assert not running("sleep(32.5)")
+
+
+def test_another_host_or_provider_takes_over_with_a_note_and_the_work_as_a_commit(
+    agents: Agents, tmp_path: Path
+) -> None:
+    sql = agents.sql
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    git = ["git", "-C", str(repository), "-c", "user.name=U", "-c", "user.email=u@localhost"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "begin"], check=True)
+    sql.execute("update agents set route = '{claude,codex}' where name = 'default'")
+    agents.claude.script(
+        write_file("half.txt", "first half", words="I begin with the first half."),
+        usage_limit(datetime.now(UTC) + timedelta(hours=1)),
+    )
+    agents.codex.script(write_file("rest.txt", "second half"), text("Both halves are done."))
+    agents.start("a")
+    task = ended(sql, agents.submit("write both halves", "default", workspace=str(repository)), 60)
+    assert task["result"] == "Both halves are done."
+    assert column(sql, "select provider from attempts order by id") == ["claude", "codex"]
+    asked = agents.codex.requests[0].text
+    assert "write both halves" in asked
+    assert "Attempt 1 by claude worked on this task before you" in asked
+    assert "I begin with the first half." in asked
+    assert "Write: " in asked
+    kept = subprocess.run(
+        [*git, "show", f"refs/taskyard/{task['id']}/1:half.txt"], capture_output=True, text=True, check=True
+    )
+    assert kept.stdout == "first half"
+    assert f"refs/taskyard/{task['id']}/1" in asked
+    log = subprocess.run([*git, "log", "--oneline"], capture_output=True, text=True, check=True).stdout
+    assert log.count("\n") == 1  # the user's branch is as it was
+    assert (repository / "rest.txt").read_text().strip() == "second half"
+
+
+def test_a_refused_login_takes_that_login_out_of_use_and_not_the_task(agents: Agents) -> None:
+    sql = agents.sql
+    sql.execute("update agents set route = '{claude,codex}' where name = 'default'")
+    agents.claude.script(lambda now, request: unauthorized())
+    agents.codex.script(text("Done by the other."))
+    agents.start("a")
+    assert ended(sql, agents.submit("anything", "default"), 60)["result"] == "Done by the other."
+    assert ended(sql, agents.submit("more", "default"), 60)["status"] == "completed"
+    pinned = agents.submit("only claude", "default", provider="claude")
+    until(lambda: status(sql, pinned) == "queued")
+    assert "refused the login" in "\n".join(column(sql, "select explain_task(%s)", pinned))
+    assert len(agents.claude.requests) <= 2  # the tool asks twice where the first token might only be stale
+    agents.claude.script(text("Back again."))
+    sql.execute("select resume_provider('claude')")
+    assert ended(sql, pinned, 60)["result"] == "Back again."
+    assert value(sql, "select sum(failure_count) from tasks") == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_words_about_limits_are_not_limits(agents: Agents, name: str) -> None:
+    words = "I generate and iterate: HTTP 429, rate limit. You've hit your usage limit, try again at 8:35 PM."
+    account(agents, name).script(run_command(f'echo "{words}"'), text(words))
+    agents.start("a")
+    task = ended(agents.sql, agents.submit("talk", name), 60)
+    assert (task["status"], task["result"]) == ("completed", words)
+    assert value(agents.sql, "select count(*) from provider_limits where until is not null") == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_overloaded_or_broken_provider_gives_way_and_nothing_counts(agents: Agents, name: str) -> None:
+    other = "codex" if name != "codex" else "claude"
+    agents.sql.execute("update agents set route = array[%s, %s] where name = 'default'", (name, other))
+    account(agents, name).script(lambda now, request: overloaded())
+    account(agents, other).script(text("Taken over."))
+    agents.start("a")
+    task = ended(agents.sql, agents.submit("go", "default"), 60)
+    assert (task["result"], task["failure_count"]) == ("Taken over.", 0)
+    assert rows(agents.sql, "select outcome from attempts order by id")[0]["outcome"] == "overloaded"
+
+
+def test_a_stream_that_is_cut_is_no_success(agents: Agents) -> None:
+    agents.codex.script(cut("Half an ans"), text("A whole answer."))
+    agents.start("a")
+    agents.sql.execute("update outcome_policies set cool_steps = '{1 second}' where outcome = 'network'")
+    task = ended(agents.sql, agents.submit("answer", "codex"), 60)
+    assert (task["result"], task["failure_count"]) == ("A whole answer.", 0)
+    assert column(agents.sql, "select outcome from attempts order by id") == ["network", "completed"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_schema_gives_a_json_result(agents: Agents, name: str) -> None:
+    schema = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": false}'
+    api = account(agents, name)
+    api.script(structured({"ok": True}))
+    agents.start("a")
+    task = ended(agents.sql, agents.submit("is it?", name, output_schema=schema), 60)
+    assert (task["status"], task["result"]) == ("completed", {"ok": True})
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_prompt_of_a_mebibyte_arrives_whole(agents: Agents, name: str) -> None:
+    prompt = "begin " + "wörter " * 130_000 + " the very end"
+    api = account(agents, name).script(text("Read it."))
+    agents.start("a")
+    assert ended(agents.sql, agents.submit(prompt, name), 90)["result"] == "Read it."
+    assert "the very end" in api.requests[0].text
+
+
+def test_the_numbers_of_a_run_are_kept(agents: Agents) -> None:
+    agents.claude.script(write_file("a", "b"), text("Done."))
+    agents.start("a")
+    started = time.monotonic()
+    ended(agents.sql, agents.submit("work", "claude"), 60)
+    assert time.monotonic() - started < 30
+    attempt = rows(agents.sql, "select * from attempts")[0]
+    sent = agents.claude.requests
+    assert attempt["turns"] == len(sent) == 2
+    assert attempt["input_tokens"] > attempt["cached_tokens"] >= 0 and attempt["output_tokens"] > 0
+    assert attempt["model"] == "claude-sonnet-4-5"
+    assert attempt["cost_usd"] > 0 and not attempt["cost_estimated"]
