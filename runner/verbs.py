@@ -3,6 +3,7 @@
 All of them raise psycopg.Error; is_lost() and is_unregistered() tell the two refusals that a runner acts on.
 """
 
+import math
 import re
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
@@ -135,9 +136,11 @@ class Event:
 
 
 def storable(value: Any) -> Any:
-    """The same without what PostgreSQL's text and jsonb cannot hold: NUL and lone surrogates."""
+    """The same JSON value without what PostgreSQL cannot hold: NUL, halves of surrogate pairs, infinite numbers."""
     if isinstance(value, str):
         return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     if isinstance(value, dict):
         return {storable(k): storable(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, list):

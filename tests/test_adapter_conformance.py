@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from taskyard.runner.adapters import Adapter, BadSettings, Exit, Said, Seen
 from taskyard.runner.adapters.registry import built_in
-from taskyard.runner.adapters.tools import json_line, storable
-from taskyard.runner.verbs import Ending, Usage, Window
+from taskyard.runner.adapters.tools import json_line
+from taskyard.runner.verbs import Ending, Usage, Window, storable
 
 from .qwen_example import QWEN
 from .recorded import FOLDER, Recording, a_run, a_tool, read_all, recordings, replay

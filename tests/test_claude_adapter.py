@@ -10,6 +10,7 @@ import pytest
 from taskyard.runner.adapters.base import BadSettings, CannotRun, Exit, Said, Session
 from taskyard.runner.adapters.claude import Claude, session_of
 from taskyard.runner.adapters.claude_stream import ClaudeReading
+from taskyard.runner.adapters.registry import probe
 from taskyard.runner.adapters.tools import fingerprint
 from taskyard.runner.verbs import Ending, Usage, Window
 
@@ -309,7 +310,7 @@ def test_what_the_tool_wrote_into_the_runs_folder_stays(tmp_path: Path) -> None:
 
 
 def test_logins_that_share_their_limits_can_share_a_name(tmp_path: Path) -> None:
-    assert Claude().probe({"account": "the-team"}, host(tmp_path, ANTHROPIC_API_KEY="k")).account == "the-team"
+    assert probe(Claude(), {"account": "the-team"}, host(tmp_path, ANTHROPIC_API_KEY="k")).account == "the-team"
 
 
 def test_another_server_needs_no_login(tmp_path: Path) -> None:

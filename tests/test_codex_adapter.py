@@ -15,6 +15,7 @@ from taskyard.runner.adapters.base import BadSettings, CannotRun, Exit, Said, Se
 from taskyard.runner.adapters.codex import Codex, native
 from taskyard.runner.adapters.codex_rollout import Turn, turn_in
 from taskyard.runner.adapters.codex_stream import NETWORK_PATIENCE, CodexReading
+from taskyard.runner.adapters.registry import probe
 from taskyard.runner.adapters.tools import fingerprint
 from taskyard.runner.verbs import Ending, Window
 
@@ -356,7 +357,7 @@ def test_a_key_in_the_environment_is_the_account_and_needs_no_login(tmp_path: Pa
 
 
 def test_logins_that_share_their_limits_can_share_a_name(tmp_path: Path) -> None:
-    assert Codex().probe({"account": "the-team"}, host(tmp_path, CODEX_API_KEY="k")).account == "the-team"
+    assert probe(Codex(), {"account": "the-team"}, host(tmp_path, CODEX_API_KEY="k")).account == "the-team"
 
 
 def test_another_server_needs_no_login(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_tasks_that_wait_survive_the_upgrade_where_they_were(yard: Yard, old_sql
 def test_a_runner_of_the_version_before_is_refused_with_a_sentence(yard: Yard) -> None:
     refused: list[DictRow] = []
     db = yard.connect()
-    with pytest.raises(Exception, match="Runner version 0.1.0 is too old for this database") as told:
+    with pytest.raises(Exception, match=r"Runner version 0\.1\.0 is too old for this database") as told:
         refused += rows(db, "select register_runner('old', 1, '{}', '[]', '0.1.0', 1)")
     assert getattr(told.value, "sqlstate", "") == "TY009"
     assert refused == []

@@ -102,7 +102,7 @@ Seen = Said | Session | Usage | Window
 
 
 class Reading(ABC):
-    """What one run prints, line by line, and what it amounts to. Pure: no clock but the given one, no files but `home`."""
+    """What one run prints, line by line, and what it amounts to. Pure but for the clock and files below `home`."""
 
     @abstractmethod
     def line(self, text: str) -> list[Seen]:

@@ -58,6 +58,7 @@ class Claude(Adapter):
     """Runs Claude Code; settings are ToolSettings."""
 
     name = "claude"
+    tested = ("2.1.197", "2.1.330")
     first_output = timedelta(minutes=5)
     idle = timedelta(minutes=30)
 
@@ -71,7 +72,7 @@ class Claude(Adapter):
             who = login(tool, environ)
         except CannotRun as error:
             return Offer("unauthenticated", version=version(executable), detail=str(error))
-        return Offer("ready", tool.account or who.account, version=version(executable))
+        return Offer("ready", who.account, version=version(executable))
 
     def prepare(self, run: Run) -> Launch:
         """The session's id is chosen here, so that a run that dies at once can be resumed too."""

@@ -12,12 +12,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..verbs import Claim, Ending, Usage, Window
+from ..verbs import Claim, Ending, Usage, Window, storable
 from .base import Exit, Reading, Seen, Session
 from .fields import first_line, number, obj, objs, string, strings
 from .json_answers import completed
 from .resets import after, at_epoch, parse_reset
-from .tools import count, gist, json_line, said, storable
+from .tools import count, gist, json_line, said
 
 SIGNALS = (129, 130, 137, 143)  # 128 + SIGHUP, SIGINT, SIGKILL, SIGTERM: the tool catches some and exits with these
 LOST = "No conversation found with session ID"

@@ -50,6 +50,7 @@ class Codex(Adapter):
     """Runs Codex; settings are ToolSettings. There is no flag for claim.max_turns: the reading stops the run."""
 
     name = "codex"
+    tested = ("0.169.0",)
     first_output = timedelta(minutes=5)
     idle = timedelta(hours=1)  # a command says nothing until it ends
 
@@ -64,7 +65,7 @@ class Codex(Adapter):
             who = login(tool, environ)
         except CannotRun as error:
             return Offer("unauthenticated", version=number, detail=str(error))
-        return Offer("ready", tool.account or who.account, version=number)
+        return Offer("ready", who.account, version=number)
 
     def prepare(self, run: Run) -> Launch:
         try:

@@ -4,7 +4,7 @@ An undocumented format, read for what the printed events leave out: why a turn f
 killed turns used. Whatever is missing or different counts as not told. Shapes as of 0.169.0.
 """
 
-import glob
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ class Turn:
 
 def last_turn(home: Path, thread: str) -> Turn:
     """Of that thread below CODEX_HOME; an empty one where there is no such file."""
-    found = sorted((home / "sessions").glob(f"*/*/*/rollout-*-{glob.escape(thread)}.jsonl"))
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", thread):
+        return Turn()
+    found = sorted((home / "sessions").glob(f"*/*/*/rollout-*-{thread}.jsonl"))
     if not found:
         return Turn()
     try:

@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..verbs import Claim, Ending, Usage, Window
+from ..verbs import Claim, Ending, Usage, Window, storable
 from .base import Exit, Reading, Said, Seen, Session
 from .codex_rollout import Turn, last_turn
 from .fields import first_line, obj, objs, string
 from .json_answers import completed
 from .resets import parse_reset
-from .tools import count, gist, json_line, said, storable
+from .tools import count, gist, json_line, said
 
 SIGNALS = (129, 130, 137, 143)  # 128 + SIGHUP, SIGINT, SIGKILL, SIGTERM, as a launcher reports them
 NETWORK_PATIENCE = 20.0  # seconds of waiting for a network; the tool itself waits for ever

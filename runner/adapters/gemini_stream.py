@@ -39,18 +39,30 @@ class GeminiReading(Reading):
         self._warning: str | None = None  # "Loop detected, stopping execution", say
         self._result: dict[str, Any] | None = None
         self._usage: Usage | None = None
+        self._begun = ""
 
     def line(self, text: str) -> list[Seen]:
         event = json_line(text)
+        if event is not None and event.get("type") == "message" and event.get("role") == "assistant":
+            return self._words(event.get("content"))
+        # Words come a few at a time: a row of the transcript is whole lines of them, or what came before another event.
+        rest, self._begun = self._begun, ""
+        return [*([said("text", rest)] if rest else []), *self._event(event, text)]
+
+    def _words(self, content: object) -> list[Seen]:
+        if not isinstance(content, str):
+            return []
+        self._answers()
+        self._answer.append(content)
+        whole, newline, self._begun = (self._begun + content).rpartition("\n")
+        return [said("text", whole)] if newline and whole else []
+
+    def _event(self, event: dict[str, Any] | None, text: str) -> list[Seen]:
         match event:
             case {"type": "init", "session_id": str(session)}:
                 self._session, model = session, event.get("model")
                 self._model = model if isinstance(model, str) else self._model
                 return [Session(session)]
-            case {"type": "message", "role": "assistant", "content": str(content)}:
-                self._answers()
-                self._answer.append(content)
-                return [said("text", content)]
             case {"type": "message"}:  # the prompt, repeated
                 return []
             case {"type": "tool_use", "tool_name": str(tool)}:

@@ -4,8 +4,7 @@ import json
 import re
 from typing import Any
 
-from ..verbs import Ending
-from .tools import storable
+from ..verbs import Ending, storable
 
 _FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", re.DOTALL | re.IGNORECASE)
 

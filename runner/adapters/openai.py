@@ -19,7 +19,7 @@ from . import prompts
 from .base import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Said, Seen
 from .fields import obj
 from .models import account, in_memory, offer
-from .tools import TEXT_LIMIT, json_line
+from .tools import TEXT_LIMIT, is_address, json_line
 
 BASE_URL = "http://127.0.0.1:8080/v1"
 CONTEXT_CODES = ("exceed_context_size_error", "context_length_exceeded")
@@ -37,13 +37,15 @@ BUSY = {408, 502, 503, 504, 529}
 class ChatSettings:
     """providers.settings of a server: the same on every host, and never a secret.
 
-    `base_url`: address of the API, with its /v1. `api_key_env`: variable of the runner's environment that holds the
-    key, where the server wants one. `model`: used where neither task nor route names one. `max_tokens`: the longest
-    answer; without it the model's context is the limit. `temperature`: 0 to 2; without it the server's own. `retries`:
-    how often a request that was one too many is repeated before the account is given a rest.
+    `base_url`: address of the API, with its /v1. `account`: name of the login, where several share its limits.
+    `api_key_env`: variable of the runner's environment that holds the key, where the server wants one. `model`: used
+    where neither task nor route names one. `max_tokens`: the longest answer; without it the model's context is the
+    limit. `temperature`: 0 to 2; without it the server's own. `retries`: how often a request that was one too many is
+    repeated before the account is given a rest.
     """
 
     base_url: str = BASE_URL
+    account: str | None = None
     api_key_env: str | None = None
     model: str | None = None
     max_tokens: int | None = None
@@ -58,9 +60,9 @@ class ChatSettings:
             if name not in known:
                 raise BadSettings(f"There is no setting {name}; known are {', '.join(sorted(known))}.")
         read = cls(**settings)
-        if not _is_address(read.base_url):
+        if not is_address(read.base_url):
             raise BadSettings(f"The setting base_url is not an http or https address: {read.base_url}")
-        for name in ("api_key_env", "model"):
+        for name in ("account", "api_key_env", "model"):
             if not isinstance(getattr(read, name), str | None):
                 raise BadSettings(f"The setting {name} is not a text.")
         if read.max_tokens is not None:
@@ -78,16 +80,6 @@ class ChatSettings:
         if not found or not found.isascii() or not found.isprintable():
             raise CannotRun(f"The variable {self.api_key_env} of the runner's environment holds no key.")
         return found
-
-
-def _is_address(value: object) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        parts = urlsplit(value)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not parts.username
-    except ValueError:  # of a port or a host that is none
-        return False
 
 
 def _within(name: str, value: Any, kind: Any, low: int, high: int) -> None:

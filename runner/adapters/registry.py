@@ -1,10 +1,13 @@
 """Which adapters this installation has: ours, and those of other packages (entry points of taskyard.adapters)."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
+from typing import Any
 
-from .base import Adapter
+from .base import Adapter, BadSettings, Offer
 from .claude import Claude
 from .codex import Codex
 from .command import Command
@@ -37,3 +40,12 @@ def adapters() -> dict[str, Adapter]:
         else:
             found[adapter.name] = adapter
     return found
+
+
+def probe(adapter: Adapter, settings: Mapping[str, Any], environ: Mapping[str, str]) -> Offer:
+    """What this host can offer of a provider; the setting `account` overrules the login's own name."""
+    try:
+        offer = adapter.probe(settings, environ)
+    except BadSettings as error:
+        return Offer("missing", detail=str(error))
+    return replace(offer, account=settings.get("account") or offer.account)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from ..verbs import storable
 from .base import BadSettings, CannotRun, Said
 
 VERSION_TIMEOUT = 20.0  # seconds; a cold start of the slowest tool takes 5
@@ -62,10 +62,26 @@ class ToolSettings:
             raise BadSettings("The setting args is not a list of texts.")
         if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):  # pyright: ignore[reportUnknownVariableType]
             raise BadSettings("The setting env is not an object of texts.")
-        base_url = settings.get("base_url")
-        if base_url is not None and urlsplit(base_url).scheme not in ("http", "https"):
-            raise BadSettings(f"The setting base_url is not an http or https address: {base_url}")
+        if not is_address(settings.get("base_url", "http://localhost")):
+            raise BadSettings(f"The setting base_url is not an http or https address: {settings['base_url']}")
         return cls(**{**settings, "args": tuple(args), "env": dict(env)})  # pyright: ignore[reportUnknownArgumentType, reportArgumentType]
+
+
+def is_address(value: object) -> bool:
+    """Whether it is an http or https address of a host, without a login in it: settings hold no secrets."""
+    if not isinstance(value, str):
+        return False
+    try:
+        parts = urlsplit(value)
+        return (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and "@" not in parts.netloc
+            and not parts.username
+        )
+    except ValueError:  # of a port or a host that is none
+        return False
 
 
 def find(settings: ToolSettings, name: str, environ: Mapping[str, str]) -> str | None:
@@ -131,20 +147,6 @@ def json_line(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None  # pyright: ignore[reportUnknownVariableType]
-
-
-def storable(value: Any) -> Any:
-    """The same JSON value without what PostgreSQL refuses: NUL, halves of surrogate pairs, infinite numbers."""
-    if isinstance(value, str):
-        text = value.replace("\0", "\ufffd")
-        return text if text.isascii() else text.encode("utf-8", "replace").decode()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [storable(v) for v in value]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, dict):
-        return {storable(k): storable(v) for k, v in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    return value
 
 
 def count(value: Any) -> int | None:

@@ -15,8 +15,8 @@ import psycopg
 from psycopg import pq
 
 from .. import health
-from ..adapters import BadSettings, Offer
-from ..adapters.registry import adapters
+from ..adapters import Offer
+from ..adapters.registry import adapters, probe
 from ..connection import redacted
 from ..errors import TaskyardError, from_database
 from ..health import Runner
@@ -119,7 +119,8 @@ def judge_transactions(old: Sequence[dict[str, Any]], all_seen: bool) -> Finding
 
 def judge_default_route(known: Sequence[dict[str, Any]], ready: Set[str]) -> Finding:
     """Whether a task that names no agent can run. Only a remark: the yard may do without."""
-    route = next((agent["route"] for agent in known if agent["name"] == "default"), None) or []
+    routes: dict[str, list[str]] = {agent["name"]: agent["route"] for agent in known}
+    route = routes.get("default", [])
     usable = [entry for entry in route if entry.split(":")[0] in ready]
     if usable:
         return Finding("default agent", "ok", f"uses {', '.join(usable)}")
@@ -218,10 +219,7 @@ def _examine_tools(providers: Sequence[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _probe(provider: dict[str, Any]) -> Offer:
-    try:
-        return adapters()[provider["adapter"]].probe(provider["settings"], os.environ)
-    except BadSettings as error:
-        return Offer("missing", detail=str(error))
+    return probe(adapters()[provider["adapter"]], provider["settings"], os.environ)
 
 
 def lines_of(finding: Finding, width: int) -> list[str]:

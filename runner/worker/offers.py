@@ -5,8 +5,8 @@ import logging
 import os
 from typing import Any
 
-from ..adapters import BadSettings, Offer
-from ..adapters.registry import adapters
+from ..adapters import Offer
+from ..adapters.registry import adapters, probe
 
 log = logging.getLogger("taskyard.runner")
 
@@ -80,11 +80,9 @@ async def _look(provider: dict[str, Any]) -> dict[str, Any]:
     loaded = None
     try:
         async with asyncio.timeout(PATIENCE):
-            offer = await asyncio.to_thread(adapter.probe, provider["settings"], os.environ)
+            offer = await asyncio.to_thread(probe, adapter, provider["settings"], os.environ)
             if offer.state == "ready":
                 loaded = await asyncio.to_thread(adapter.loaded, provider["settings"], os.environ)
-    except BadSettings as error:
-        offer = Offer("missing", detail=str(error))
     except TimeoutError:
         offer = Offer("missing", detail=f"it did not answer within {PATIENCE:.0f} s")
     except Exception as error:  # a third party's adapter may raise anything
@@ -92,7 +90,7 @@ async def _look(provider: dict[str, Any]) -> dict[str, Any]:
         offer = Offer("missing", detail=f"its adapter failed: {error}")
     return {
         "provider": provider["name"],
-        "account": provider["settings"].get("account") or offer.account,
+        "account": offer.account,
         "state": offer.state,
         "models": offer.models,
         "loaded": sorted(loaded) if loaded is not None else None,

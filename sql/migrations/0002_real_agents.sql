@@ -42,9 +42,9 @@ comment on column outcome_policies.cools is 'Whom it cools down: account (for ev
 comment on column outcome_policies.cool_steps is 'How long, where the provider did not say: the first time, the second in a row, and so on.';
 
 -- Only where nobody changed the policy.
-update outcome_policies set backoff = '0', backoff_cap = '0', cools = 'provider', cool_steps = '{1 minute,3 minutes,10 minutes}'
+update outcome_policies set free_times = 50, backoff = '0', backoff_cap = '0', cools = 'provider', cool_steps = '{1 minute,3 minutes,10 minutes}'
 where outcome = 'overloaded' and backoff = interval '30 seconds' and cools is null;
-update outcome_policies set backoff = '0', backoff_cap = '0', cools = 'runner', cool_steps = '{15 seconds,1 minute,5 minutes}'
+update outcome_policies set free_times = 50, backoff = '0', backoff_cap = '0', cools = 'runner', cool_steps = '{15 seconds,1 minute,5 minutes}'
 where outcome = 'network' and backoff = interval '15 seconds' and cools is null;
 update outcome_policies set cools = 'login' where outcome = 'unauthenticated' and cools = 'account';
 
