@@ -124,7 +124,7 @@ def test_a_pin_ignores_the_route_and_waits_for_its_own_provider(db: Connection[D
     assert [row["task_id"] for row in claim(db, runner)] == [task]
 
 
-def test_no_attempt_is_counted_for_any_limit(db: Connection[DictRow]) -> None:
+def test_no_attempt_is_counted_for_the_limits_that_a_task_runs_into(db: Connection[DictRow]) -> None:
     cooling = column(db, "select outcome from outcome_policies where cools is not null order by outcome")
     assert cooling == ["network", "overloaded", "quota_exhausted", "rate_limited", "unauthenticated"]
     task = insert(db, agent="claude", max_attempts=1)
@@ -139,6 +139,18 @@ def test_no_attempt_is_counted_for_any_limit(db: Connection[DictRow]) -> None:
         {"failure_count": 0, "attempt_count": 10}
     ]
     assert set(column(db, "select counted from attempts")) == {False}
+
+
+@pytest.mark.parametrize("outcome", ["overloaded", "network"])
+def test_fifty_times_a_busy_or_unreachable_provider_costs_nothing_and_then_it_counts(
+    db: Connection[DictRow], outcome: str
+) -> None:
+    runner = register(db, claude="a")
+    task = insert(db, agent="claude", max_attempts=1)
+    for time in range(1, 52):
+        assert refuse(db, attempt(db, runner), outcome) == ("failed" if time == 51 else "queued"), time
+        db.execute("select clear_limit('claude')")
+    assert value(db, "select failure_count from tasks where id = %s", task) == 1
 
 
 def test_a_cooldown_lasts_until_a_moment_after_the_stated_reset(db: Connection[DictRow]) -> None:

@@ -179,7 +179,8 @@ def test_the_last_attempt_that_worked_is_picked_up_over_those_that_did_not(db: C
     db.execute("select clear_limit('claude')")
     row = again(db, runner)
     assert (row["session_id"], row["number"]) == ("s-2", 4)
-    assert row["note"] == "You were interrupted: Attempt 3: the provider could not be reached."
+    meaning = value(db, "select meaning from outcome_policies where outcome = 'network'")
+    assert row["note"] == f"You were interrupted: Attempt 3: {meaning}."
 
 
 def test_the_note_is_short_however_much_was_said(db: Connection[DictRow]) -> None:

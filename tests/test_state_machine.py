@@ -73,9 +73,10 @@ FORBIDDEN: dict[str, Any] = {
         select a.scope from attempts a join scopes s on s.name = a.scope where a.outcome is null
         group by a.scope, s.max_concurrency having count(*) > s.max_concurrency""",
     "no two tasks run in one directory": """
-        select workspace from tasks where status = 'running' and workspace is not null group by workspace having count(*) > 1""",
-    "a directory is held exactly by the task that runs in it": """
-        select h.workspace from workspace_holders h full join (select * from tasks where status = 'running' and workspace is not null) t
+        select workspace from tasks where status = 'running' and workspace is not null and agent <> 'auto' group by workspace having count(*) > 1""",
+    "a directory is held exactly by the task that runs in it, and not while it is asked which agent it is for": """
+        select h.workspace from workspace_holders h full join (
+            select * from tasks where status = 'running' and workspace is not null and agent <> 'auto') t
             on t.id = h.task_id and t.workspace = h.workspace where h.task_id is null or t.id is null""",
     "who waits for a directory waits for one that is held, or one like it is claimable": """
         select w.task_id from workspace_waits w join tasks t on t.id = w.task_id
@@ -246,6 +247,16 @@ class YardMachine(RuleBasedStateMachine):
         for row in claimed:
             assert (row["attempt_id"] in canaries) == ((row["provider"], row["account"]) in tried), row
         return multiple(*tokens)
+
+    @rule(target=claims, runner=runners)
+    def wait_out(self, runner: int) -> Any:
+        """The limits are over, the runners are still there, and one of them tries again."""
+        over = value(self.db, "select max(until) from provider_limits")
+        if over is not None and over > self.clock.now:
+            self.clock.set(over)
+        for other in column(self.db, "select id from runners where gone_at is null"):
+            self.beat(other)
+        return self.claim(runner, 3)
 
     @rule(attempt=claims, kind=st.sampled_from(["text", "tool_call", "note"]))
     def speak(self, attempt: int, kind: str) -> None:

@@ -43,7 +43,7 @@ MISFILED = """
     union all
     select 'in a lane of others', t.id from tasks t join lanes l on l.id = t.lane_id
     where t.status = 'queued' and (l.scope, l.agent, l.priority, l.requires, l.exclusive)
-        is distinct from (t.scope, t.agent, t.priority, t.requires, t.workspace is not null)
+        is distinct from (t.scope, t.agent, t.priority, t.requires, t.workspace is not null and t.agent <> 'auto')
 """
 
 

@@ -139,7 +139,7 @@ create or replace function _lane_with_first_offer(p_lane integer, p_runner bigin
 language sql stable
 as $$
     select l.id, l.exclusive, l.returned, 1::float8, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, rp.account,
-        coalesce(l.model, taskyard._entry_model(a.route[1])), false, false, p.adapter, p.settings,
+        coalesce(l.model, case when l.provider is null then taskyard._entry_model(a.route[1]) end), false, false, p.adapter, p.settings,
         a.command, a.result_format, a.system_prompt, a.tools, a.max_turns, a.output_schema, s.permissions, a.verify, a.timeout,
         a.first_output_timeout, a.idle_timeout
     from taskyard.lanes l

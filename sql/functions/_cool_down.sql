@@ -46,7 +46,7 @@ begin
     update provider_limits
     set resets_at = case when v_resets_at > _now() then v_resets_at when v_old.until > _now() then v_old.resets_at end,
         level = v_level, state = 'hot', hot_since = coalesce(v_old.hot_since, _now()),
-        used_percent = coalesce((p_window ->> 'used_percent')::numeric, used_percent),
+        used_percent = coalesce(_percent(p_window), used_percent),
         evidence = left(p_attempt.evidence, 20000), observed_at = _now(), canary_attempt = null, canary_until = null,
         until = case when v_level > 0 and v_old.until > _now() then v_old.until else greatest(v_old.until, _now() + v_wait) end
     where provider = p_attempt.provider and account = v_account and model = v_model and window_name = v_name;
@@ -54,6 +54,11 @@ end
 $$;
 comment on function _cool_down(attempts, outcome_policies, jsonb) is
 'No host claims for the account before until: the stated reset, else the steps of the policy, one further each time in a row; at most 8 days; never earlier than it was.';
+
+create or replace function _percent(p_window jsonb) returns numeric
+language sql immutable
+as $$ select case when p_window ->> 'used_percent' is not null then least(greatest((p_window ->> 'used_percent')::numeric, 0), 999) end $$;
+comment on function _percent(jsonb) is 'How far a window is used, within what anybody can mean.';
 
 create or replace function _shortest_cooldown() returns interval
 language sql immutable

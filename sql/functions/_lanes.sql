@@ -5,24 +5,34 @@ language plpgsql volatile
 as $$
 declare
     v_lane integer;
+    v_provider text := p_task.provider;
+    v_model text := p_task.model;
+    v_on_limit text := p_task.on_limit;
+    v_exclusive boolean := p_task.workspace is not null;
 begin
+    if p_task.agent = 'auto' then
+        -- Who is to do it is a question to the orchestrator; these wishes are about the work itself.
+        v_provider := null;
+        v_model := null;
+        v_on_limit := 'switch';
+        v_exclusive := false;
+    end if;
     select l.id into v_lane
     from lanes l
     where l.scope = p_task.scope and l.agent = p_task.agent and l.priority = p_task.priority
         and l.returned = p_returned
-        and l.provider is not distinct from p_task.provider
-        and l.model is not distinct from p_task.model
+        and l.provider is not distinct from v_provider
+        and l.model is not distinct from v_model
         and l.requires = p_task.requires
-        and l.exclusive = (p_task.workspace is not null)
-        and l.on_limit = p_task.on_limit
+        and l.exclusive = v_exclusive
+        and l.on_limit = v_on_limit
     order by l.id
     limit 1;
     if v_lane is null then
         perform _check_references(p_task);
         insert into lanes (priority, returned, scope, agent, requires, provider, model, exclusive, on_limit)
         values (
-            p_task.priority, p_returned, p_task.scope, p_task.agent, p_task.requires, p_task.provider, p_task.model,
-            p_task.workspace is not null, p_task.on_limit
+            p_task.priority, p_returned, p_task.scope, p_task.agent, p_task.requires, v_provider, v_model, v_exclusive, v_on_limit
         )
         returning id into v_lane;
     end if;

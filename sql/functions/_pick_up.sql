@@ -14,7 +14,11 @@ begin
     -- Attempts that never got an answer (a limit at the first request) left nothing to pick up.
     select * into v_worked from attempts a
     where a.task_id = p_claim.task_id and a.id <> p_claim.attempt_id and a.agent <> 'auto'
-        and exists (select from transcript x where x.attempt_id = a.id and x.kind in ('text', 'thinking', 'tool_call'))
+        and (
+            exists (select from transcript x where x.attempt_id = a.id and x.kind in ('text', 'thinking', 'tool_call'))
+            -- Killed before its first words were stored: what it began is in its session all the same.
+            or (a.session_id is not null and a.outcome in ('crashed', 'cancelled', 'timed_out', 'stalled'))
+        )
     order by a.id desc limit 1;
     if v_worked.id is null then
         return v_claim;
@@ -71,7 +75,7 @@ declare
 begin
     select o.host = n.host, o.host into v_here, v_host
     from runners o, runners n where o.id = p_worked.runner_id and n.id = p_runner;
-    select x.body into v_commit from transcript x
+    select left(x.body, 300) into v_commit from transcript x
     where x.attempt_id = p_worked.id and x.kind = 'note' and x.data ? 'commit'
     order by x.seq desc limit 1;
     select right(string_agg(s.body, E'\n' order by s.seq), c_said) into v_said

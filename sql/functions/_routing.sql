@@ -32,6 +32,7 @@ begin
     );
     v_claim.workspace := null;
     v_claim.verify := null;
+    v_claim.timeout := (select a.timeout from agents a where a.name = 'auto');
     return v_claim;
 end
 $$;
@@ -95,7 +96,7 @@ begin
         join tasks t on t.id = q.task_id
         where l.agent = 'auto'
             and (
-                t.created_at < _now() - interval '1 minute'
+                greatest(t.created_at, t.run_at) < _now() - interval '1 minute'
                 or not exists (
                     select from runners r, agents a
                     where r.gone_at is null and not r.draining and a.name = 'auto' and l.requires <@ r.labels

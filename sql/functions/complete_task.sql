@@ -61,10 +61,8 @@ begin
         select * into v_attempt from attempts where id = p_attempt;
         perform _note_usage(v_attempt, p_session_id, p_usage);
     end if;
-    if v_canary then
-        if v_ending = 'completed' then
-            perform _reopen(p_attempt);
-        end if;
+    if v_canary and v_ending = 'completed' then
+        perform _reopen(p_attempt);
         perform _canary_ended(p_attempt);
     end if;
     if v_agent = 'auto' and v_ending = 'completed' then
@@ -176,6 +174,7 @@ begin
     if p_task.workspace is not null then
         perform _free_workspace(p_task.id, p_task.workspace);
     end if;
+    perform _canary_ended(p_attempt);
 end
 $$;
 comment on function _leave(tasks, bigint) is 'Takes a task off its attempt.';
@@ -192,6 +191,7 @@ as $$
 declare
     v_ids bigint[];
     v_done bigint[];
+    v_alone bigint[] := '{}';
     r record;
 begin
     perform _require_role('taskyard_runner', 'complete tasks');
@@ -204,6 +204,17 @@ begin
             message = 'There are not as many results as attempts.',
             hint = 'Give one result per attempt, in the same order, or none at all.';
     end if;
+    -- More follows from a canary's end, and from the orchestrator's: one by one.
+    for r in
+        select x.id, g.result
+        from attempts x
+        join unnest(p_attempts, p_results) g (attempt_id, result) on g.attempt_id = x.id
+        where x.id = any(p_attempts) and x.finished_at is null and (x.canary or x.agent = 'auto')
+        order by x.id
+    loop
+        perform complete_task(r.id, 'completed', r.result);
+        v_alone := v_alone || r.id;
+    end loop;
     with ended as (
         update attempts x
         set outcome = 'completed', counted = false, finished_at = _now()
@@ -229,7 +240,7 @@ begin
         end if;
         perform _announce('update', v_ids, 'completed');
     end if;
-    return query select a.id, case when a.id = any(v_done) then 'completed' else 'lost' end from unnest(p_attempts) a (id);
+    return query select a.id, case when a.id = any(v_done || v_alone) then 'completed' else 'lost' end from unnest(p_attempts) a (id);
 end
 $$;
 comment on function complete_tasks(bigint[], jsonb[]) is

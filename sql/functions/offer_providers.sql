@@ -22,7 +22,27 @@ grant execute on function offer_providers(bigint, jsonb) to taskyard_viewer, tas
 create or replace function _note_offers(p_runner bigint, p_providers jsonb) returns void
 language plpgsql volatile
 as $$
+declare
+    v_unknown text;
 begin
+    select string_agg(x ->> 'provider', ', ') into v_unknown
+    from jsonb_array_elements(p_providers) x
+    where not exists (select from providers p where p.name = x ->> 'provider');
+    if v_unknown is not null then
+        raise exception using
+            errcode = 'TY002',
+            message = format('There is no provider %s.', v_unknown),
+            hint = 'An administrator adds it: insert into providers (name, adapter) values (...);';
+    end if;
+    if exists (
+        select from jsonb_array_elements(p_providers) x
+        where x ->> 'provider' is null or x ->> 'state' not in ('ready', 'unauthenticated', 'missing')
+    ) then
+        raise exception using
+            errcode = 'TY001',
+            message = 'An offer has no provider, or a state that there is not.',
+            hint = 'States are ready, unauthenticated and missing.';
+    end if;
     insert into runner_providers as rp (runner_id, provider, account, state, models, loaded, loaded_since, version, detail)
     select distinct on (x ->> 'provider') p_runner, x ->> 'provider', coalesce(x ->> 'account', ''), coalesce(x ->> 'state', 'ready'),
         _texts(x -> 'models'), _texts(x -> 'loaded'), _now(), x ->> 'version', left(x ->> 'detail', 500)
@@ -36,7 +56,7 @@ begin
         refused_at = case when excluded.account = rp.account then rp.refused_at end;
 end
 $$;
-comment on function _note_offers(bigint, jsonb) is 'Writes what a runner offers.';
+comment on function _note_offers(bigint, jsonb) is 'Writes what a runner offers. Raises TY001 and TY002.';
 
 create or replace function _texts(p_list jsonb) returns text[]
 language sql immutable

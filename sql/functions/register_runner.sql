@@ -17,7 +17,6 @@ declare
     c_oldest_protocol constant integer := 2;
     v_old runners;
     v_id bigint;
-    v_unknown text;
 begin
     perform _require_role('taskyard_runner', 'register a runner');
     if p_protocol < c_oldest_protocol then
@@ -50,15 +49,6 @@ begin
             errcode = 'TY001',
             message = format('A lease of %s is out of range.', p_lease),
             hint = 'Use 2 seconds to 1 day.';
-    end if;
-    select string_agg(x ->> 'provider', ', ') into v_unknown
-    from jsonb_array_elements(p_providers) x
-    where not exists (select from providers p where p.name = x ->> 'provider');
-    if v_unknown is not null then
-        raise exception using
-            errcode = 'TY002',
-            message = format('There is no provider %s.', v_unknown),
-            hint = 'An administrator adds it: insert into providers (name, adapter) values (...);';
     end if;
 
     perform _ensure_partitions();

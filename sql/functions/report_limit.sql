@@ -12,7 +12,7 @@ begin
         perform _lost(p_attempt);
     end if;
     insert into provider_limits as l (provider, account, model, window_name, used_percent, resets_at, observed_at)
-    select v_attempt.provider, v_attempt.account, coalesce(w ->> 'model', ''), w ->> 'name', (w ->> 'used_percent')::numeric,
+    select v_attempt.provider, v_attempt.account, coalesce(w ->> 'model', ''), w ->> 'name', _percent(w),
         (w ->> 'resets_at')::timestamptz, _now()
     from jsonb_array_elements(p_windows) w
     on conflict (provider, account, model, window_name) do update

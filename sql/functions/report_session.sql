@@ -31,7 +31,7 @@ begin
     if v_turns > greatest(coalesce(p_attempt.turns, 1), 1) then
         perform _count_requests(p_attempt.provider, p_attempt.account, v_turns - greatest(coalesce(p_attempt.turns, 1), 1));
     end if;
-    if v_cost is null then
+    if v_cost is null and (p_attempt.cost_usd is null or p_attempt.cost_estimated) then
         select (
             ((p_usage ->> 'input_tokens')::numeric - coalesce((p_usage ->> 'cached_tokens')::numeric, 0)) * p.input_usd
             + coalesce((p_usage ->> 'cached_tokens')::numeric, 0) * coalesce(p.cached_usd, p.input_usd)

@@ -73,15 +73,15 @@ comment on view fleet is 'The runners: how many of their slots are busy, when a 
 
 create or replace view offers as
 select
-    _line(r.name, 9) as runner,
-    _line(rp.provider, 9) as provider,
+    _line(r.name, 7) as runner,
+    _line(rp.provider, 8) as provider,
     case when rp.until > _now() then 'back ' || _ago(rp.until - _now()) when rp.state = 'unauthenticated' then 'no login' else rp.state end as state,
-    _line(coalesce(rp.version, ''), 8) as version
+    _line(coalesce(rp.version, ''), 6) as tool
 from runner_providers rp
 join runners r on r.id = rp.runner_id
 where r.gone_at is null
 order by r.name, rp.provider;
-comment on view offers is 'What each runner can run: ready, no login (see runner_providers.detail), missing, or out of reach for a while.';
+comment on view offers is 'What each runner can run: ready, no login (see runner_providers.detail), missing, or out of reach for a while; and the version of the tool there.';
 
 create or replace view limits as
 select
@@ -97,7 +97,7 @@ select
 from provider_limits l
 where l.until is not null or l.resets_at is null or l.resets_at > _now()
 union all
-select _line(c.provider, 8), _line('cap ' || c.max_requests || '/' || _ago(c.period), 11), round(100.0 * coalesce(u.used, 0) / c.max_requests)::integer, ''
+select _line(c.provider, 8), _line(c.max_requests || '/' || _ago(c.period), 11), round(100.0 * coalesce(u.used, 0) / c.max_requests)::integer, ''
 from provider_caps c
 left join lateral (
     select sum(q.requests) as used
@@ -114,15 +114,13 @@ create or replace view spend as
 select
     to_char(a.finished_at, 'MM-DD') as day,
     _line(a.provider, 8) as provider,
-    count(*) as runs,
-    _short(sum(a.input_tokens)::bigint) as "in",
-    _short(sum(a.output_tokens)::bigint) as out,
-    to_char(sum(a.cost_usd), 'FM99990.00') as usd
+    _short(sum(a.input_tokens)::bigint) || '/' || _short(sum(a.output_tokens)::bigint) as tokens,
+    case when sum(a.cost_usd) < 1000 then to_char(sum(a.cost_usd), 'FM990.00') else _short(sum(a.cost_usd)::bigint) end as usd
 from attempts a
 where a.finished_at > _now() - interval '30 days'
 group by date_trunc('day', a.finished_at), to_char(a.finished_at, 'MM-DD'), a.provider
 order by date_trunc('day', a.finished_at) desc, a.provider;
-comment on view spend is 'Runs, tokens and dollars by day and provider, latest first; empty where a tool does not say.';
+comment on view spend is 'Tokens read and written, and dollars, by day and provider, latest first; empty where no tool said.';
 
 create or replace view task_history as
 select t.id as task_id, t.created_at as at, 'created' as what, t.created_by as who, null::bigint as attempt_id, null::text as detail

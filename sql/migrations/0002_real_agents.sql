@@ -55,7 +55,8 @@ add column canary_until timestamptz,
 alter column state set default 'open',
 drop constraint provider_limits_state_is_known;
 update provider_limits
-set state = case when until > now() then 'hot' else 'open' end, until = case when until > now() then until end,
+set
+    state = case when until > now() then 'hot' else 'open' end, until = case when until > now() then until end,
     hot_since = case when until > now() then observed_at end;
 alter table provider_limits
 add constraint provider_limits_state_is_known check (state in ('hot', 'open')),
@@ -111,7 +112,7 @@ create table routing_rules (
     scope text references scopes (name) on update restrict on delete cascade,
     agent text not null references agents (name) on update restrict on delete cascade,
     -- A pattern that is no regular expression is refused here and not at somebody's insert.
-    constraint routing_rules_pattern_is_a_regular_expression check ('' ~ pattern or true),
+    constraint routing_rules_pattern_is_a_regular_expression check (pattern is null or ('' ~ pattern) in (true, false)),
     constraint routing_rules_lead_away_from_auto check (agent <> 'auto')
 );
 create index routing_rules_scope on routing_rules (scope);
@@ -157,15 +158,18 @@ with own as (
     where t.on_limit <> 'switch' and t.status in ('blocked', 'scheduled', 'queued')
     returning *
 ),
+
 moved as (
     update tasks t set lane_id = own.id
     from lanes l, own
-    where l.id = t.lane_id and t.on_limit = own.on_limit and t.status in ('blocked', 'scheduled', 'queued')
+    where
+        l.id = t.lane_id and t.on_limit = own.on_limit and t.status in ('blocked', 'scheduled', 'queued')
         and (l.priority, l.returned, l.scope, l.agent, l.requires, l.exclusive)
         = (own.priority, own.returned, own.scope, own.agent, own.requires, own.exclusive)
         and l.provider is not distinct from own.provider and l.model is not distinct from own.model
     returning t.id, t.lane_id
 )
+
 update ready_tasks r set lane_id = moved.lane_id from moved where moved.id = r.task_id;
 insert into open_lanes (lane_id, priority, spin)
 select l.id, l.priority, l.spin from lanes l
@@ -266,7 +270,8 @@ insert into agents (name, description, route, command, system_prompt, timeout) v
     'You route tasks to agents. Answer with the one agent that suits the task best.', '1 minute'
 )
 on conflict do nothing;
-update agents set route = '{claude,codex,gemini,opencode:coder}',
+update agents set
+    route = '{claude,codex,gemini,opencode:coder}',
     description = 'What a task without an agent gets: the first of these tools that some runner has.'
 where name = 'default' and route = '{}';
 update scopes set permissions = '{read,write,execute,network,create_child}' where name = 'default' and parent is null;

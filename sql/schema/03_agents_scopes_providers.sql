@@ -190,7 +190,7 @@ create table routing_rules (
     scope text references scopes (name) on update restrict on delete cascade,
     agent text not null references agents (name) on update restrict on delete cascade,
     -- A pattern that is no regular expression is refused here and not at somebody's insert.
-    constraint routing_rules_pattern_is_a_regular_expression check ('' ~ pattern or true),
+    constraint routing_rules_pattern_is_a_regular_expression check (pattern is null or ('' ~ pattern) in (true, false)),
     constraint routing_rules_lead_away_from_auto check (agent <> 'auto')
 );
 create index routing_rules_scope on routing_rules (scope);

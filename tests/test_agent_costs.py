@@ -1,0 +1,114 @@
+"""What it costs to run an agent: the way to its start, how soon its words are readable, and memory."""
+
+import json
+import statistics
+import textwrap
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from psycopg.types.json import Jsonb
+
+from .conftest import Yard, column, rows, value
+from .fleet import Fleet, fleet_on, until
+from .test_runner import ended
+
+# A program that prints what Claude Code prints, as far as the adapter reads it.
+TOOL = """\
+#!/usr/bin/python3 -IS
+import json, sys, time
+began = time.time()
+if "--version" in sys.argv:
+    print("0.0.0"); sys.exit()
+def say(**event):
+    sys.stdout.write(json.dumps(event) + "\\n"); sys.stdout.flush()
+say(type="system", subtype="init", session_id="s", model="m")
+def text(words):
+    say(type="assistant", message={{"id": "m", "content": [{{"type": "text", "text": words}}]}})
+{body}
+say(type="result", subtype="success", is_error=False, result=str(began), session_id="s", num_turns=1)
+"""
+
+
+@pytest.fixture
+def fleet(yard18: Yard, tmp_path: Path) -> Iterator[Fleet]:
+    with fleet_on(yard18.dsn, tmp_path) as fleet:
+        yield fleet
+
+
+def install_tool(yard: Yard, folder: Path, body: str) -> None:
+    tool = folder / "tool"
+    tool.write_text(TOOL.format(body=textwrap.dedent(body)))
+    tool.chmod(0o755)
+    settings = {"executable": str(tool), "base_url": "http://127.0.0.1:1"}
+    yard.connect().execute("update providers set settings = %s where name = 'claude'", (Jsonb(settings),))
+
+
+def start(fleet: Fleet, yard: Yard, folder: Path, *options: str) -> None:
+    fleet.start("a", *options, env={"TASKYARD_HOME": str(folder)})
+    until(lambda: value(yard.connect(), "select state from runner_providers where provider = 'claude'") == "ready")
+
+
+def test_from_claim_to_the_tools_first_line_takes_less_than_60_ms(fleet: Fleet, yard18: Yard, tmp_path: Path) -> None:
+    install_tool(yard18, tmp_path, "")
+    start(fleet, yard18, tmp_path)
+    sql = yard18.connect()
+    took: list[float] = []
+    for _ in range(15):
+        task = ended(sql, value(sql, "insert into tasks (prompt, agent) values ('x', 'claude') returning id"))
+        claimed = value(sql, "select started_at from attempts where task_id = %s", task["id"])
+        took.append(float(str(task["result"])) - claimed.timestamp())
+    median = statistics.median(took)
+    print(f"claim to the tool's own first statement, Python's start-up included: median {median * 1000:.0f} ms")
+    assert median < 0.060
+
+
+def test_what_an_agent_says_is_readable_within_a_second(fleet: Fleet, yard18: Yard, tmp_path: Path) -> None:
+    install_tool(yard18, tmp_path, "for _ in range(10): text(str(time.time())); time.sleep(0.4)")
+    start(fleet, yard18, tmp_path)
+    sql = yard18.connect()
+    task = value(sql, "insert into tasks (prompt, agent) values ('x', 'claude') returning id")
+    late: dict[str, float] = {}
+
+    def look() -> bool:
+        now = datetime.now(UTC).timestamp()
+        for said in column(sql, "select body from transcript where kind = 'text'"):
+            late.setdefault(said, now - float(said))
+        return len(late) == 10
+
+    until(look, 30)
+    print(f"from word to row: at most {max(late.values()) * 1000:.0f} ms")
+    assert max(late.values()) < 1.0
+    assert ended(sql, task)["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_a_gibibyte_of_events_keeps_the_runner_under_150_mb(fleet: Fleet, yard18: Yard, tmp_path: Path) -> None:
+    line = json.dumps(
+        {"type": "user", "message": {"content": [{"type": "tool_result", "tool_use_id": "t", "content": "@"}]}}
+    )
+    install_tool(
+        yard18,
+        tmp_path,
+        f"""
+        line = {line!r}.replace("@", "0123456789abcdef" * 65536) + chr(10)
+        for _ in range(1024): sys.stdout.write(line)
+        text("spoken")
+        """,
+    )
+    start(fleet, yard18, tmp_path)
+    sql = yard18.connect()
+    task = value(sql, "insert into tasks (prompt, agent) values ('x', 'claude') returning id")
+    most = 0
+
+    def look() -> object:
+        nonlocal most
+        most = max(most, fleet.runners[0].memory())
+        return value(sql, "select finished_at from tasks where id = %s", task)
+
+    until(look, 120)
+    print(f"1 GiB in lines of 1 MiB: at most {most >> 20} MB")
+    assert most < 150 << 20
+    assert rows(sql, "select status from tasks")[0]["status"] == "completed"
+    assert value(sql, "select sum(octet_length(body)) from transcript") < 20 << 20
