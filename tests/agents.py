@@ -29,6 +29,10 @@ class Agents:
     codex: Account
     gemini: Account
 
+    def account(self, name: str) -> Account:
+        """The account with the vendor of that tool."""
+        return {"claude": self.claude, "codex": self.codex, "gemini": self.gemini}[name]
+
     def start(self, name: str, *options: str, host: str = "here") -> Runner:
         """A runner that has asked its tools already. Those of one host share a folder."""
         home = self.folder / host

@@ -225,7 +225,6 @@ def test_behind_a_pooler_polling_alone_is_enough(fleet: Fleet, sql: Connection[D
     assert value(sql, "select count(*) from pg_locks where locktype = 'advisory'") == 0
 
 
-@pytest.mark.slow
 def test_memory_stays_bounded_whatever_a_command_prints(fleet: Fleet, sql: Connection[DictRow]) -> None:
     runner = fleet.start("a", "--slots", "8")
     tasks = [submit(sql, "head -c 300000000 /dev/zero | tr '\\0' 'x'") for _ in range(8)]

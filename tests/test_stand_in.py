@@ -232,6 +232,7 @@ def test_a_tool_prints_the_answer_and_its_tokens(name: str, desk: Desk, api: Sta
     assert account.asides == (1 if name == "opencode" else 0)  # opencode wants a title for the session
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_tool_writes_a_file_runs_a_command_and_sends_both_results_back(name: str, desk: Desk, api: StandIn) -> None:
     account = api.account("a").script(
@@ -245,6 +246,7 @@ def test_a_tool_writes_a_file_runs_a_command_and_sends_both_results_back(name: s
     assert re.search(r"2\s*(\\n)?counted", third.results[0])
 
 
+@pytest.mark.slow
 def test_codex_without_a_patch_tool_patches_in_its_shell(desk: Desk, api: StandIn) -> None:
     account = api.account("a").script(write_file("made.txt", "one\n"))
     assert desk.run("codex", account, "make it", *MAY_WRITE["codex"], model="not-known-to-codex").code == 0
@@ -252,6 +254,7 @@ def test_codex_without_a_patch_tool_patches_in_its_shell(desk: Desk, api: StandI
     assert (desk.workspace / "made.txt").read_text() == "one\n"
 
 
+@pytest.mark.slow
 def test_gemini_without_a_model_gets_its_question_answered_which_to_take(desk: Desk, api: StandIn) -> None:
     account = api.account("a").script(text("hello"))
     ran = desk.run("gemini", account, "say hello", model="auto")
@@ -259,6 +262,7 @@ def test_gemini_without_a_model_gets_its_question_answered_which_to_take(desk: D
     assert account.asides == 1
 
 
+@pytest.mark.slow
 def test_claude_tells_when_the_limit_of_its_plan_resets(desk: Desk, api: StandIn) -> None:
     resets_at = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=2)
     ran = desk.run("claude", api.account("a").limit(usage_limit(resets_at)), "hello")
@@ -269,6 +273,7 @@ def test_claude_tells_when_the_limit_of_its_plan_resets(desk: Desk, api: StandIn
     assert ran.last("result")["result"].startswith("You've hit your 5-hour limit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "place"), [("five_hour", "primary"), ("weekly", "secondary")])
 def test_codex_tells_when_the_limit_of_its_plan_resets(window: Any, place: str, desk: Desk, api: StandIn) -> None:
     resets_at = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=30)
@@ -283,6 +288,7 @@ def test_codex_tells_when_the_limit_of_its_plan_resets(window: Any, place: str, 
     assert payloads[-1]["error"]["codex_error_info"] == "usage_limit_exceeded"
 
 
+@pytest.mark.slow
 def test_gemini_tells_a_daily_quota_from_a_pause(desk: Desk, api: StandIn) -> None:
     quota, pause = api.account("quota"), api.account("pause")
     quota.limit(usage_limit(datetime.now(UTC) + timedelta(hours=2)))
@@ -293,6 +299,7 @@ def test_gemini_tells_a_daily_quota_from_a_pause(desk: Desk, api: StandIn) -> No
         assert words in ran.last("result")["error"]["message"]
 
 
+@pytest.mark.slow
 def test_opencode_shows_the_refusal_and_its_headers(desk: Desk, api: StandIn) -> None:
     account = api.account("a").limit(rate_limited(retry_after=1))
     ran = desk.run("opencode", account, "hello")
@@ -301,6 +308,7 @@ def test_opencode_shows_the_refusal_and_its_headers(desk: Desk, api: StandIn) ->
     assert json.loads(data["responseBody"])["error"]["code"] == "rate_limit_exceeded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_stream", [False, True])
 def test_an_overload_looks_the_same_before_and_within_a_stream(in_stream: bool, desk: Desk, api: StandIn) -> None:
     claude, codex = api.account("claude"), api.account("codex")
@@ -311,6 +319,7 @@ def test_an_overload_looks_the_same_before_and_within_a_stream(in_stream: bool, 
     assert said.startswith("Selected model is at capacity.")
 
 
+@pytest.mark.slow
 def test_a_slow_stream_comes_word_by_word(desk: Desk, api: StandIn) -> None:
     ran = desk.run("gemini", api.account("a").script(slow("far and few", pause=0.6)), "hello")
     words = [event for event in ran.events if event.get("role") == "assistant"]
@@ -319,6 +328,7 @@ def test_a_slow_stream_comes_word_by_word(desk: Desk, api: StandIn) -> None:
     assert all(later - earlier > timedelta(seconds=0.3) for earlier, later in pairwise(times))
 
 
+@pytest.mark.slow
 def test_a_cut_stream_is_a_broken_connection_to_the_tools(desk: Desk, api: StandIn) -> None:
     account = api.account("a").script(lambda now, request: cut("half of"))
     claude = desk.run("claude", account, "hello")
@@ -329,6 +339,7 @@ def test_a_cut_stream_is_a_broken_connection_to_the_tools(desk: Desk, api: Stand
     assert gemini["error"]["message"] == "[API Error: terminated]"
 
 
+@pytest.mark.slow
 def test_a_stalled_stream_goes_on_when_it_is_released(desk: Desk, api: StandIn) -> None:
     account = api.account("a").script(stalled("wait for it"))
     running = desk.start("codex", account, "hello")
@@ -338,6 +349,7 @@ def test_a_stalled_stream_goes_on_when_it_is_released(desk: Desk, api: StandIn) 
     assert (ran.code, final_text("codex", ran)) == (0, "wait for it")
 
 
+@pytest.mark.slow
 def test_a_tool_that_is_killed_while_it_waits_has_hung_up(desk: Desk, api: StandIn) -> None:
     account = api.account("a").script(silent())
     running = desk.start("codex", account, "hello")
@@ -347,6 +359,7 @@ def test_a_tool_that_is_killed_while_it_waits_has_hung_up(desk: Desk, api: Stand
     until(lambda: request.hung_up, what="for the server to notice")
 
 
+@pytest.mark.slow
 def test_claude_takes_a_structured_answer(desk: Desk, api: StandIn) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     account = api.account("a").script(structured({"n": 3}))
@@ -354,6 +367,7 @@ def test_claude_takes_a_structured_answer(desk: Desk, api: StandIn) -> None:
     assert (ran.code, ran.last("result")["structured_output"]) == (0, {"n": 3})
 
 
+@pytest.mark.slow
 def test_codex_takes_a_structured_answer(desk: Desk, api: StandIn, tmp_path: Path) -> None:
     properties = {"n": {"type": "integer"}}
     schema = {"type": "object", "properties": properties, "required": ["n"], "additionalProperties": False}
@@ -364,6 +378,7 @@ def test_codex_takes_a_structured_answer(desk: Desk, api: StandIn, tmp_path: Pat
     assert json.loads(account.requests[0].body)["text"]["format"]["schema"] == schema
 
 
+@pytest.mark.slow
 def test_claude_resumes_a_session(desk: Desk, api: StandIn) -> None:
     session, account = str(uuid.uuid4()), api.account("a").script(text("noted: PLUM"), text("it was PLUM"))
     desk.run("claude", account, "remember", "--session-id", session)
@@ -373,6 +388,7 @@ def test_claude_resumes_a_session(desk: Desk, api: StandIn) -> None:
     assert "which word?" in account.requests[1].text and "remember" not in account.requests[1].text
 
 
+@pytest.mark.slow
 def test_codex_resumes_a_session(desk: Desk, api: StandIn) -> None:
     account = api.account("a").script(text("noted: PLUM"), text("it was PLUM"))
     thread = desk.run("codex", account, "remember").last("thread.started")["thread_id"]

@@ -2,7 +2,6 @@
 on an account that is hot, and never a second canary while the first may still answer."""
 
 import os
-from collections import Counter
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +23,7 @@ from psycopg.types.json import Jsonb
 
 from .clock import Clock
 from .conftest import Yard, column, rows, value
+from .watched_claims import claim_watched
 
 LIMITS = {"one": 1, "two": 2}
 OUTCOMES = [
@@ -102,20 +102,6 @@ FORBIDDEN: dict[str, Any] = {
     "no task has used more attempts than it has": """
         select t.id from tasks t where t.failure_count > t.max_attempts""",
 }
-
-
-# Logins of a runner that may not simply be used now, and why.
-HELD_BACK = """
-    select rp.provider, rp.account, case
-        when rp.state <> 'ready' then 'the login was refused'
-        when rp.until > _now() then 'out of reach'
-        when bool_or(l.until > _now()) then 'hot'
-        when bool_or(l.canary_until > _now()) then 'being tried'
-        else 'to be tried' end as why
-    from runner_providers rp
-    left join provider_limits l on l.provider = rp.provider and l.account in ('', rp.account) and l.until is not null
-    where rp.runner_id = %s and (l.until is not null or rp.state <> 'ready' or rp.until > _now())
-    group by rp.provider, rp.account, rp.state, rp.until"""
 
 
 def offers(*providers: str, account: str = "a") -> Jsonb:
@@ -229,24 +215,11 @@ class YardMachine(RuleBasedStateMachine):
 
     @rule(target=claims, runner=runners, n=st.integers(1, 5))
     def claim(self, runner: int, n: int) -> Any:
-        held_back = rows(self.db, HELD_BACK, runner)
         try:
-            claimed = rows(self.db, "select attempt_id, provider, account from claim_task(%s, %s)", runner, n)
+            return multiple(*claim_watched(self.db, runner, n))
         except psycopg.Error as error:
             assert error.sqlstate == "TY007"
             return multiple(*list[int]())
-        assert len(claimed) <= n
-        tokens = [row["attempt_id"] for row in claimed]
-        used = Counter((row["provider"], row["account"]) for row in claimed)
-        canaries = set(column(self.db, "select id from attempts where canary and id = any(%s)", tokens))
-        for provider in held_back:
-            offer = provider["provider"], provider["account"]
-            assert not used[offer] or provider["why"] == "to be tried", (offer, provider["why"])
-            assert used[offer] <= 1, (offer, "one canary at a time")
-        tried = {(p["provider"], p["account"]) for p in held_back if p["why"] == "to be tried"}
-        for row in claimed:
-            assert (row["attempt_id"] in canaries) == ((row["provider"], row["account"]) in tried), row
-        return multiple(*tokens)
 
     @rule(target=claims, runner=runners)
     def wait_out(self, runner: int) -> Any:

@@ -1,29 +1,19 @@
-"""The real tools, real runners and the database together: limits, fallback, and work that goes on where it stopped."""
+"""The real tools, real runners and the database together: limits, fallback, and work that goes on by itself."""
 
-import contextlib
-import subprocess
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import psutil
 import pytest
 
 from .agents import Agents, agents_on
 from .conftest import Yard, column, rows, value
 from .fleet import until
 from .stand_in import (
-    Account,
-    Model,
-    Request,
-    Step,
-    cut,
     overloaded,
     rate_limited,
     run_command,
     stalled,
-    structured,
     text,
     unauthorized,
     usage_limit,
@@ -46,41 +36,6 @@ def short_cooldowns(yard: Yard) -> None:
         "create or replace function taskyard._shortest_cooldown() returns interval language sql immutable"
         " as $$ select interval '1 second' $$"
     )
-
-
-def account(agents: Agents, name: str) -> Account:
-    return {"claude": agents.claude, "codex": agents.codex, "gemini": agents.gemini}[name]
-
-
-def halves(command: str) -> Model:
-    """A first half, then a long command; whoever is told of an interruption brings it to an end."""
-
-    def answer(_: datetime, request: Request) -> Step:
-        if b"interrupted" in request.body:
-            return text("Finished in the end.")
-        if not request.results:
-            return write_file("notes.txt", "half")
-        if b"time.sleep(" not in request.body:
-            return run_command(command)
-        return stalled("Waiting for it.")
-
-    return answer
-
-
-def running(argument: str) -> bool:
-    """Whether some process has this in its arguments."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if argument in " ".join(process.cmdline()):
-                return True
-    return False
-
-
-def carries(process: psutil.Process, mark: str) -> bool:
-    """Whether it belongs to the attempt."""
-    with contextlib.suppress(psutil.Error):
-        return process.environ().get("TASKYARD_RUN") == mark
-    return False
 
 
 def test_limits_lead_to_the_next_provider_and_no_host_asks_the_limited_ones_again(agents: Agents) -> None:
@@ -171,82 +126,6 @@ def test_a_task_whose_providers_are_all_limited_waits_and_runs_by_itself(agents:
     assert value(sql, "select failure_count from tasks where id = %s", task) == 0
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_a_killed_runner_leaves_a_session_that_the_next_attempt_resumes(agents: Agents, name: str) -> None:
-    sql = agents.sql
-    api = account(agents, name).script(halves("python3 -c 'import time; time.sleep(31.5)'"))
-    runner = agents.start("a")
-    task = agents.submit("do both halves", name)
-    api.wait_for(2, seconds=60)
-    until(lambda: running("sleep(31.5)"), 20)
-    until(lambda: value(sql, "select session_id from attempts"), 20)
-    runner.kill()
-    until(lambda: not running("sleep(31.5)"), 15)
-    agents.start("a2")
-    assert ended(sql, task, 60)["result"] == "Finished in the end."
-    first, second = rows(sql, "select * from attempts order by id")
-    assert (first["outcome"], second["outcome"]) == ("crashed", "completed")
-    assert first["session_id"] == second["session_id"]
-    resumed = next(request for request in api.requests if b"interrupted" in request.body)
-    assert b"do both halves" in resumed.body and b"notes.txt" in resumed.body
-    assert value(sql, "select failure_count from tasks where id = %s", task) == 0
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_killed_tool_is_resumed_in_its_session(agents: Agents, name: str) -> None:
-    sql = agents.sql
-    api = account(agents, name).script(halves("python3 -c 'import time; time.sleep(32.5)'"))
-    agents.start("a")
-    task = agents.submit("do both halves", name)
-    api.wait_for(2, seconds=60)
-    until(lambda: running("sleep(32.5)"), 20)
-    mark = str(value(sql, "select attempt_id from tasks where id = %s", task))
-    tools = [p for p in psutil.process_iter() if carries(p, mark) and "sleep(32.5)" not in " ".join(p.cmdline())]
-    assert tools
-    for tool in tools:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            tool.kill()
-    assert ended(sql, task, 60)["result"] == "Finished in the end."
-    first, second = rows(sql, "select * from attempts order by id")
-    assert first["outcome"] == "crashed"
-    assert first["session_id"] == second["session_id"]
-    assert not running("sleep(32.5)")
-
-
-def test_another_host_or_provider_takes_over_with_a_note_and_the_work_as_a_commit(
-    agents: Agents, tmp_path: Path
-) -> None:
-    sql = agents.sql
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    git = ["git", "-C", str(repository), "-c", "user.name=U", "-c", "user.email=u@localhost"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "begin"], check=True)
-    sql.execute("update agents set route = '{claude,codex}' where name = 'default'")
-    agents.claude.script(
-        write_file("half.txt", "first half", words="I begin with the first half."),
-        usage_limit(datetime.now(UTC) + timedelta(hours=1)),
-    )
-    agents.codex.script(write_file("rest.txt", "second half"), text("Both halves are done."))
-    agents.start("a")
-    task = ended(sql, agents.submit("write both halves", "default", workspace=str(repository)), 60)
-    assert task["result"] == "Both halves are done."
-    assert column(sql, "select provider from attempts order by id") == ["claude", "codex"]
-    asked = agents.codex.requests[0].text
-    assert "write both halves" in asked
-    assert "Attempt 1 by claude worked on this task before you" in asked
-    assert "I begin with the first half." in asked
-    assert "Write: " in asked
-    kept = subprocess.run(
-        [*git, "show", f"refs/taskyard/{task['id']}/1:half.txt"], capture_output=True, text=True, check=True
-    )
-    assert kept.stdout == "first half"
-    assert f"refs/taskyard/{task['id']}/1" in asked
-    log = subprocess.run([*git, "log", "--oneline"], capture_output=True, text=True, check=True).stdout
-    assert log.count("\n") == 1  # the user's branch is as it was
-    assert (repository / "rest.txt").read_text().strip() == "second half"
-
-
 def test_a_refused_login_takes_that_login_out_of_use_and_not_the_task(agents: Agents) -> None:
     sql = agents.sql
     sql.execute("update agents set route = '{claude,codex}' where name = 'default'")
@@ -268,7 +147,7 @@ def test_a_refused_login_takes_that_login_out_of_use_and_not_the_task(agents: Ag
 @pytest.mark.parametrize("name", ALL)
 def test_words_about_limits_are_not_limits(agents: Agents, name: str) -> None:
     words = "I generate and iterate: HTTP 429, rate limit. You've hit your usage limit, try again at 8:35 PM."
-    account(agents, name).script(run_command(f'echo "{words}"'), text(words))
+    agents.account(name).script(run_command(f'echo "{words}"'), text(words))
     agents.start("a")
     task = ended(agents.sql, agents.submit("talk", name), 60)
     assert (task["status"], task["result"]) == ("completed", words)
@@ -279,51 +158,9 @@ def test_words_about_limits_are_not_limits(agents: Agents, name: str) -> None:
 def test_an_overloaded_or_broken_provider_gives_way_and_nothing_counts(agents: Agents, name: str) -> None:
     other = "codex" if name != "codex" else "claude"
     agents.sql.execute("update agents set route = array[%s, %s] where name = 'default'", (name, other))
-    account(agents, name).script(lambda now, request: overloaded())
-    account(agents, other).script(text("Taken over."))
+    agents.account(name).script(lambda now, request: overloaded())
+    agents.account(other).script(text("Taken over."))
     agents.start("a")
     task = ended(agents.sql, agents.submit("go", "default"), 60)
     assert (task["result"], task["failure_count"]) == ("Taken over.", 0)
     assert rows(agents.sql, "select outcome from attempts order by id")[0]["outcome"] == "overloaded"
-
-
-def test_a_stream_that_is_cut_is_no_success(agents: Agents) -> None:
-    agents.codex.script(cut("Half an ans"), text("A whole answer."))
-    agents.start("a")
-    agents.sql.execute("update outcome_policies set cool_steps = '{1 second}' where outcome = 'network'")
-    task = ended(agents.sql, agents.submit("answer", "codex"), 60)
-    assert (task["result"], task["failure_count"]) == ("A whole answer.", 0)
-    assert column(agents.sql, "select outcome from attempts order by id") == ["network", "completed"]
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_schema_gives_a_json_result(agents: Agents, name: str) -> None:
-    schema = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": false}'
-    api = account(agents, name)
-    api.script(structured({"ok": True}))
-    agents.start("a")
-    task = ended(agents.sql, agents.submit("is it?", name, output_schema=schema), 60)
-    assert (task["status"], task["result"]) == ("completed", {"ok": True})
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_prompt_of_a_mebibyte_arrives_whole(agents: Agents, name: str) -> None:
-    prompt = "begin " + "wörter " * 130_000 + " the very end"
-    api = account(agents, name).script(text("Read it."))
-    agents.start("a")
-    assert ended(agents.sql, agents.submit(prompt, name), 90)["result"] == "Read it."
-    assert "the very end" in api.requests[0].text
-
-
-def test_the_numbers_of_a_run_are_kept(agents: Agents) -> None:
-    agents.claude.script(write_file("a", "b"), text("Done."))
-    agents.start("a")
-    started = time.monotonic()
-    ended(agents.sql, agents.submit("work", "claude"), 60)
-    assert time.monotonic() - started < 30
-    attempt = rows(agents.sql, "select * from attempts")[0]
-    sent = agents.claude.requests
-    assert attempt["turns"] == len(sent) == 2
-    assert attempt["input_tokens"] > attempt["cached_tokens"] >= 0 and attempt["output_tokens"] > 0
-    assert attempt["model"] == "claude-sonnet-4-5"
-    assert attempt["cost_usd"] > 0 and not attempt["cost_estimated"]
