@@ -273,7 +273,7 @@ async def tasks_over(connection: Connection, tasks: list[int]) -> list[int]:
 
 
 async def tick(connection: Connection, runner: int) -> int:
-    """Do what the passing of time causes; returns how many tasks moved."""
+    """Do what the passing of time causes; more than 0 if there may be something to claim."""
     return await _value(connection, "select taskyard.tick(%s)", (runner,))
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from psycopg import Connection
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
@@ -15,6 +16,8 @@ from .fleet import Fleet, Runner, fleet_on, until
 from .stand_in import Account, StandIn
 from .vendor_tools import tool
 
+# What holds for all three is tried with one of them in every run of the tests, and with the others in the slow one.
+MOSTLY_CLAUDE = ["claude", *(pytest.param(name, marks=pytest.mark.slow) for name in ("codex", "gemini"))]
 MODELS = {"claude": "claude-sonnet-4-5", "codex": "gpt-5.5", "gemini": "gemini-2.5-pro"}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .agents import Agents, agents_on
+from .agents import MOSTLY_CLAUDE, Agents, agents_on
 from .conftest import Yard, column, rows, value
 from .fleet import until
 from .stand_in import (
@@ -20,8 +20,6 @@ from .stand_in import (
     write_file,
 )
 from .test_runner import ended, status
-
-ALL = ("claude", "codex", "gemini")
 
 
 @pytest.fixture
@@ -108,7 +106,7 @@ def test_a_task_whose_providers_are_all_limited_waits_and_runs_by_itself(agents:
     short_cooldowns(yard18)
     sql.execute("update agents set route = '{gemini,claude,codex}' where name = 'default'")
     agents.start("a")
-    reset = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=25)
+    reset = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=15)
     agents.claude.limit(usage_limit(reset))
     agents.codex.limit(usage_limit(reset + timedelta(hours=5)))
     agents.gemini.limit(rate_limited(3600))
@@ -144,7 +142,7 @@ def test_a_refused_login_takes_that_login_out_of_use_and_not_the_task(agents: Ag
     assert value(sql, "select sum(failure_count) from tasks") == 0
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MOSTLY_CLAUDE)
 def test_words_about_limits_are_not_limits(agents: Agents, name: str) -> None:
     words = "I generate and iterate: HTTP 429, rate limit. You've hit your usage limit, try again at 8:35 PM."
     agents.account(name).script(run_command(f'echo "{words}"'), text(words))
@@ -154,7 +152,7 @@ def test_words_about_limits_are_not_limits(agents: Agents, name: str) -> None:
     assert value(agents.sql, "select count(*) from provider_limits where until is not null") == 0
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MOSTLY_CLAUDE)
 def test_an_overloaded_or_broken_provider_gives_way_and_nothing_counts(agents: Agents, name: str) -> None:
     other = "codex" if name != "codex" else "claude"
     agents.sql.execute("update agents set route = array[%s, %s] where name = 'default'", (name, other))

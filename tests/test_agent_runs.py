@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from psycopg.types.json import Jsonb
 
-from .agents import Agents, agents_on
-from .conftest import Yard, column, rows
+from .agents import MOSTLY_CLAUDE, Agents, agents_on
+from .conftest import Yard, column, rows, value
 from .stand_in import (
     cut,
     structured,
@@ -15,8 +16,6 @@ from .stand_in import (
     write_file,
 )
 from .test_runner import ended
-
-ALL = ("claude", "codex", "gemini")
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def test_a_stream_that_is_cut_is_no_success(agents: Agents) -> None:
     assert column(agents.sql, "select outcome from attempts order by id") == ["network", "completed"]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MOSTLY_CLAUDE)
 def test_a_schema_gives_a_json_result(agents: Agents, name: str) -> None:
     schema = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": false}'
     api = agents.account(name)
@@ -44,7 +43,7 @@ def test_a_schema_gives_a_json_result(agents: Agents, name: str) -> None:
     assert (task["status"], task["result"]) == ("completed", {"ok": True})
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MOSTLY_CLAUDE)
 def test_a_prompt_of_a_mebibyte_arrives_whole(agents: Agents, name: str) -> None:
     prompt = "begin " + "wörter " * 130_000 + " the very end"
     api = agents.account(name).script(text("Read it."))
@@ -65,3 +64,17 @@ def test_the_numbers_of_a_run_are_kept(agents: Agents) -> None:
     assert attempt["input_tokens"] > attempt["cached_tokens"] >= 0 and attempt["output_tokens"] > 0
     assert attempt["model"] == "claude-sonnet-4-5"
     assert attempt["cost_usd"] > 0 and not attempt["cost_estimated"]
+
+
+def test_settings_alone_point_claude_at_a_local_server(agents: Agents) -> None:
+    sql = agents.sql
+    tool = value(sql, "select settings ->> 'executable' from providers where name = 'claude'")
+    settings = Jsonb({"executable": tool, "base_url": agents.claude.url, "model": "coder"})
+    sql.execute("insert into providers (name, adapter, settings) values ('claude-local', 'claude', %s)", (settings,))
+    sql.execute("insert into agents (name, route) values ('free', '{claude-local}')")
+    agents.claude.script(write_file("notes.txt", "local"), text("Done at home."))
+    agents.start("a")
+    assert ended(sql, agents.submit("work at home", "free"), 60)["result"] == "Done at home."
+    assert {request.key for request in agents.claude.requests} == {"local"}
+    assert {request.model for request in agents.claude.requests} == {"coder"}
+    assert value(sql, "select cost_usd from attempts") is None  # no invented price

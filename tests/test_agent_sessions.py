@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .agents import Agents, agents_on
+from .agents import MOSTLY_CLAUDE, Agents, agents_on
 from .conftest import Yard, column, rows, value
 from .fleet import until
 from .stand_in import (
@@ -85,7 +85,7 @@ def test_a_killed_runner_leaves_a_session_that_the_next_attempt_resumes(agents: 
     assert value(sql, "select failure_count from tasks where id = %s", task) == 0
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MOSTLY_CLAUDE)
 def test_a_killed_tool_is_resumed_in_its_session(agents: Agents, name: str) -> None:
     sql = agents.sql
     api = agents.account(name).script(halves("python3 -c 'import time; time.sleep(32.5)'"))

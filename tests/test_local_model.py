@@ -100,7 +100,9 @@ def test_the_answer_keeps_the_schema(served: Served) -> None:
 
 
 def test_an_answer_that_reaches_max_tokens_fails_with_that_reason(served: Served) -> None:
-    told = chat(claim(served.base_url, {"max_tokens": 5}, model=served.model, prompt="Count to a hundred."))
+    told = chat(
+        claim(served.base_url, {"max_tokens": 5, "temperature": 0}, model=served.model, prompt="Count to a hundred.")
+    )
     assert (told.ending.outcome, told.ending.error) == ("failed", "The answer stopped at max_tokens, which is 5.")
     assert told.ending.usage is not None
     assert told.ending.usage.output_tokens == 5

@@ -49,6 +49,7 @@ begin
             where u.bucket + c.period * 1.05 > v_ticked_at and u.bucket + c.period * 1.05 <= _now()
         ) then
         perform _wake_runners();
+        v_done := v_done + 1; -- the caller's own session is not notified by itself
     end if;
     v_done := v_done + _route_without_model();
 
@@ -79,7 +80,7 @@ begin
 end
 $$;
 comment on function tick(bigint) is
-'Does what only the passing of time causes: due tasks, runners that are gone, lanes that ran empty. Any runner may call it as often as it likes; one at a time does the work. Returns how many tasks moved.';
+'Does what only the passing of time causes: due tasks, runners that are gone, lanes that ran empty. Any runner may call it as often as it likes; one at a time does the work. Returns more than 0 if there may be something to claim.';
 grant execute on function tick(bigint) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
 
 create or replace function _sweep_lanes() returns void
