@@ -21,10 +21,10 @@ up: $(READY)
 	@$(BIN)/taskyard up
 
 test: $(READY)
-	$(BIN)/pytest -n 3 --dist loadfile -m 'not slow'
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-slow: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile -m slow
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 # The vendors' command-line tools that the tests run, from npm into build/vendor-tools; needs Node.js 20 or newer.
 agent-tools: $(READY)

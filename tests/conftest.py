@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 import pytest
@@ -19,6 +19,9 @@ from psycopg.rows import DictRow, dict_row
 from taskyard.runner.connection import connect
 from taskyard.runner.install import install
 from taskyard.runner.postgres import Cluster
+
+if TYPE_CHECKING:
+    from .agents import Agents
 
 POSTGRES_15 = Path("/usr/lib/postgresql/15/bin")
 ROLES = ("viewer", "submitter", "runner", "admin")
@@ -137,6 +140,15 @@ def _fresh(cluster: Cluster) -> Iterator[Yard]:
         with contextlib.ExitStack() as stack:
             yield Yard(cluster, name, stack)
         admin.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def agents(yard18: Yard, tmp_path: Path) -> Iterator["Agents"]:
+    """A fresh database with the vendors' tools, in front of a stand-in for their APIs."""
+    from .agents import agents_on  # needs this module
+
+    with agents_on(yard18, tmp_path) as agents:
+        yield agents
 
 
 @pytest.fixture

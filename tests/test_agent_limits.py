@@ -1,12 +1,10 @@
 """The real tools, real runners and the database together: limits, fallback, and work that goes on by itself."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
-from .agents import MOSTLY_CLAUDE, Agents, agents_on
+from .agents import MOSTLY_CLAUDE, Agents
 from .conftest import Yard, column, rows, value
 from .fleet import until
 from .stand_in import (
@@ -20,12 +18,6 @@ from .stand_in import (
     write_file,
 )
 from .test_runner import ended, status
-
-
-@pytest.fixture
-def agents(yard18: Yard, tmp_path: Path) -> Iterator[Agents]:
-    with agents_on(yard18, tmp_path) as agents:
-        yield agents
 
 
 def short_cooldowns(yard: Yard) -> None:

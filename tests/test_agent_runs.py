@@ -1,14 +1,12 @@
 """The real tools: results, numbers and large prompts."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from psycopg.types.json import Jsonb
 
-from .agents import MOSTLY_CLAUDE, Agents, agents_on
-from .conftest import Yard, column, rows, value
+from .agents import MOSTLY_CLAUDE, Agents
+from .conftest import column, rows, value
 from .stand_in import (
     cut,
     structured,
@@ -16,12 +14,6 @@ from .stand_in import (
     write_file,
 )
 from .test_runner import ended
-
-
-@pytest.fixture
-def agents(yard18: Yard, tmp_path: Path) -> Iterator[Agents]:
-    with agents_on(yard18, tmp_path) as agents:
-        yield agents
 
 
 def test_a_stream_that_is_cut_is_no_success(agents: Agents) -> None:

@@ -2,15 +2,14 @@
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 
-from .agents import MOSTLY_CLAUDE, Agents, agents_on
-from .conftest import Yard, column, rows, value
+from .agents import MOSTLY_CLAUDE, Agents
+from .conftest import column, rows, value
 from .fleet import until
 from .stand_in import (
     Model,
@@ -25,12 +24,6 @@ from .stand_in import (
 from .test_runner import ended
 
 ALL = ("claude", "codex", "gemini")
-
-
-@pytest.fixture
-def agents(yard18: Yard, tmp_path: Path) -> Iterator[Agents]:
-    with agents_on(yard18, tmp_path) as agents:
-        yield agents
 
 
 def halves(command: str) -> Model:

@@ -147,7 +147,7 @@ as $$
     join taskyard.scopes s on s.name = l.scope
     left join taskyard.runner_providers rp
         on rp.runner_id = p_runner and rp.provider = coalesce(l.provider, split_part(a.route[1], ':', 1)) and rp.state = 'ready'
-        and rp.until is null and rp.models is null
+        and coalesce(rp.until <= taskyard._now(), true) and rp.models is null
     left join taskyard.providers p
         on p.name = rp.provider and p.paused_at is null
         -- Any limit or cap of the provider is for the close look of _offers.

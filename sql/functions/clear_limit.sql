@@ -21,7 +21,7 @@ begin
     update runner_providers set until = null, strikes = 0 where provider = p_provider and until is not null;
     perform _wake_runners();
     perform _log(null, null, 'limit_cleared', jsonb_build_object('provider', p_provider, 'account', p_account));
-    return format('provider %s: %s limits cleared', p_provider, v_count);
+    return format('provider %s: %s cleared', p_provider, case v_count when 1 then '1 limit' else v_count || ' limits' end);
 end
 $$;
 comment on function clear_limit(text, text) is
