@@ -191,7 +191,7 @@ as $$
 declare
     v_ids bigint[];
     v_done bigint[];
-    v_alone bigint[] := '{}';
+    v_alone bigint[] := array[]::bigint[];
     r record;
 begin
     perform _require_role('taskyard_runner', 'complete tasks');
