@@ -16,7 +16,7 @@ import psycopg
 
 from .. import verbs
 from ..adapters import Adapter, CannotRun, Exit, Reading, Run, Said, Session
-from ..adapters.registry import adapters
+from ..adapters.registry import adapters, probe
 from ..verbs import Claim, Ending, Event
 from . import snapshot
 from .lines import Lines
@@ -100,10 +100,16 @@ class Attempt:
                 if self._adapter.structured and ending.outcome != "completed":
                     await self._keep(workspace, ending)
         except CannotRun as error:
-            return Ending("permission_denied", error=str(error))
+            return await self._cannot_run(str(error))
         except OSError as error:
             return Ending("failed", error=f"The command could not be started: {error.strerror or error}.")
         return ending
+
+    async def _cannot_run(self, why: str) -> Ending:
+        """A tool or login that went since it was offered is this host's trouble; anything else is the task's."""
+        offer = await asyncio.to_thread(probe, self._adapter, self.claim.settings, os.environ)
+        outcome = "permission_denied" if offer.state == "ready" else "network"
+        return Ending(outcome, error=why, evidence=why)
 
     async def _run(self, run: Run) -> Ending:
         claim, adapter = self.claim, self._adapter

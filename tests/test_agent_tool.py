@@ -1,4 +1,4 @@
-"""What it costs to run an agent: the way to its start, how soon its words are readable, and memory."""
+"""Runs of a made-up tool: the way to its start, how soon its words are readable, memory, and a tool that is gone."""
 
 import json
 import statistics
@@ -115,3 +115,18 @@ def test_large_output_keeps_the_runner_under_150_mb(fleet: Fleet, yard18: Yard, 
     assert most < 150 << 20
     assert rows(sql, "select status from tasks")[0]["status"] == "completed"
     assert value(sql, "select sum(octet_length(body)) from transcript") < 20 << 20
+
+
+def test_a_tool_that_is_gone_since_it_was_offered_costs_the_task_nothing(
+    fleet: Fleet, yard18: Yard, tmp_path: Path
+) -> None:
+    install_tool(yard18, tmp_path, "")
+    start(fleet, yard18, tmp_path)
+    sql = yard18.connect()
+    sql.execute("update outcome_policies set cool_steps = '{1 second}' where outcome = 'network'")
+    (tmp_path / "tool").rename(tmp_path / "elsewhere")
+    task = value(sql, "insert into tasks (prompt, agent, max_attempts) values ('x', 'claude', 1) returning id")
+    until(lambda: value(sql, "select count(*) from attempts where outcome = 'network'"))
+    assert value(sql, "select status from tasks where id = %s", task) == "queued"
+    (tmp_path / "elsewhere").rename(tmp_path / "tool")
+    assert ended(sql, task)["status"] == "completed"
