@@ -336,7 +336,7 @@ def test_clearing_a_limit_ends_the_cooldown_of_a_provider_or_of_one_account(db: 
     for token in attempts:
         refuse(db, token)
     assert claim(db, one) == claim(db, two) == []
-    assert value(db, "select clear_limit('claude', 'a')") == "provider claude: 1 limits cleared"
+    assert value(db, "select clear_limit('claude', 'a')") == "provider claude: 1 limit cleared"
     assert claim(db, two) == []
     (row,) = claim(db, one)
     assert value(db, "select canary from attempts where id = %s", row["attempt_id"]) is False
