@@ -3,8 +3,11 @@
 import json
 import statistics
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -130,3 +133,54 @@ def test_a_tool_that_is_gone_since_it_was_offered_costs_the_task_nothing(
     assert value(sql, "select status from tasks where id = %s", task) == "queued"
     (tmp_path / "elsewhere").rename(tmp_path / "tool")
     assert ended(sql, task)["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("column_name", "body"),
+    [("first_output_timeout", "time.sleep(60)"), ("idle_timeout", "text('well'); time.sleep(60)")],
+)
+def test_a_silent_agent_is_stopped_long_before_its_wall_clock(
+    fleet: Fleet, yard18: Yard, tmp_path: Path, column_name: str, body: str
+) -> None:
+    install_tool(yard18, tmp_path, body)
+    start(fleet, yard18, tmp_path)
+    sql = yard18.connect()
+    sql.execute(f"update agents set {column_name} = '1 second', max_attempts = 1 where name = 'claude'".encode())
+    began = time.monotonic()
+    task = ended(sql, value(sql, "insert into tasks (prompt, agent) values ('x', 'claude') returning id"))
+    assert time.monotonic() - began < 15
+    assert task["status"] == "failed"
+    assert value(sql, "select outcome from attempts") == "stalled"
+
+
+def test_local_models_in_memory_are_shown_and_follow_the_server(fleet: Fleet, yard18: Yard, tmp_path: Path) -> None:
+    loaded = {"coder"}
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            models = [
+                {"id": name, "status": {"value": "loaded" if name in loaded else "unloaded"}}
+                for name in ("coder", "reasoning")
+            ]
+            body = json.dumps({"object": "list", "data": models}).encode()
+            self.send_response(200 if self.path == "/v1/models" else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sql = yard18.connect()
+        settings = Jsonb({"base_url": f"http://127.0.0.1:{server.server_port}/v1"})
+        sql.execute("update providers set settings = %s where name = 'local'", (settings,))
+        fleet.start("a", env={"TASKYARD_HOME": str(tmp_path)})
+        until(lambda: value(sql, "select loaded from fleet") == "coder", 15)
+        assert value(sql, "select models from runner_providers where provider = 'local'") == ["coder", "reasoning"]
+        loaded.clear()
+        loaded.add("reasoning")
+        until(lambda: value(sql, "select loaded from runner_providers where provider = 'local'") == ["reasoning"], 15)
+        server.shutdown()
