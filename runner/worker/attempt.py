@@ -77,9 +77,9 @@ class Attempt:
                 ending = await self._work()
             finally:
                 self._transcript.close()
+            self._reports.close()
             if self._reason != "lost":
-                await sending
-            reporting.cancel()
+                await asyncio.gather(sending, reporting)
             await self._report(ending)
         except psycopg.Error as error:
             if not verbs.is_lost(error):
@@ -142,7 +142,7 @@ class Attempt:
             while not running.done():
                 # The wall clock may end within the next look.
                 left = watch.started + claim.timeout.total_seconds() - time.monotonic()
-                await asyncio.wait({running}, timeout=max(0.01, min(LOOK, left)))
+                await asyncio.wait({running}, timeout=LOOK if self._late else max(0.01, min(LOOK, left)))
                 if not running.done() and self._late is None and (late := watch.verdict(time.monotonic())):
                     self._late = late
                     self._child.stop()
@@ -198,9 +198,10 @@ class Attempt:
         try:
             await self._reports.run()
         except psycopg.Error as error:
-            if not verbs.is_lost(error):
-                raise
-            self.stop("lost")
+            if verbs.is_lost(error):
+                self.stop("lost")
+            else:  # its work goes on; the ending brings the numbers once more
+                log.warning("task %s: a report was refused: %s", self.claim.task_id, error)
 
     async def _send(self, events: list[Event]) -> None:
         try:

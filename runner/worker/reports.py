@@ -1,6 +1,7 @@
 """What a running attempt lets the database know besides its transcript: session, usage so far, limit windows."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ class Reports:
         self._attempt = attempt
         self._call = call
         self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
         self._windows: dict[tuple[str, str | None], Window] = {}
         self._dirty = False
         self.session: str | None = None
@@ -36,15 +38,24 @@ class Reports:
             self.session = seen
         self._changed.set()
 
+    def close(self) -> None:
+        """The attempt has ended; its ending tells the rest. A report under way is brought to its end."""
+        self._ended.set()
+        self._changed.set()
+
     async def run(self) -> None:
-        """Send until cancelled. Raises psycopg.Error, where the attempt is lost for example."""
+        """Send until closed. Raises psycopg.Error, where the attempt is lost for example."""
         while True:
             await self._changed.wait()
             self._changed.clear()
+            if self._ended.is_set():
+                return
             if self._dirty:
                 self._dirty = False
                 await self._call(verbs.report_session, self._attempt, self.session, self.usage)
             if self._windows:
                 windows, self._windows = list(self._windows.values()), {}
                 await self._call(verbs.report_limit, self._attempt, windows)
-            await asyncio.sleep(PAUSE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PAUSE):
+                    await self._ended.wait()
