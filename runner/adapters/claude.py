@@ -19,12 +19,12 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from ..verbs import Claim
-from .base import Adapter, BadSettings, CannotRun, Launch, Offer, Run
+from .base import Adapter, CannotRun, Launch, Offer, Run
 from .claude_stream import ClaudeReading
 from .fields import obj, string
 from .models import account as server_account
 from .prompts import message
-from .tools import ToolSettings, check_arguments, find, fingerprint, folder, version
+from .tools import ToolSettings, check_arguments, find, fingerprint, folder, located, version
 
 SESSIONS = UUID("6f0c63f8-4d8e-5d0c-9d2a-0f6c6a1c7b55")  # namespace of the ids that attempts give to their sessions
 STDIN_LIMIT = 10_000_000  # bytes; the tool refuses more
@@ -76,13 +76,7 @@ class Claude(Adapter):
 
     def prepare(self, run: Run) -> Launch:
         """The session's id is chosen here, so that a run that dies at once can be resumed too."""
-        try:
-            tool = ToolSettings.from_json(run.claim.settings)
-        except BadSettings as error:
-            raise CannotRun(str(error)) from None
-        executable = find(tool, "claude", run.environ)
-        if executable is None:
-            raise CannotRun(f"There is no {tool.executable or 'claude'} on this host.")
+        tool, executable = located(run, "claude")
         who = login(tool, run.environ)
         stdin = message(run.claim).encode()
         if len(stdin) > STDIN_LIMIT:

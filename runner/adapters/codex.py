@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from ..verbs import Claim
-from .base import Adapter, BadSettings, CannotRun, Launch, Offer, Run
+from .base import Adapter, CannotRun, Launch, Offer, Run
 from .codex_stream import CodexReading
 from .fields import obj, string
 from .models import account as server_account
 from .prompts import message
-from .tools import ToolSettings, check_arguments, find, fingerprint, folder, version
+from .tools import ToolSettings, check_arguments, find, fingerprint, folder, located, version
 
 PROMPT_LIMIT = 1_048_576  # characters; the tool refuses more
 OPENAI = "https://api.openai.com/v1"
@@ -68,13 +68,7 @@ class Codex(Adapter):
         return Offer("ready", who.account, version=number)
 
     def prepare(self, run: Run) -> Launch:
-        try:
-            tool = ToolSettings.from_json(run.claim.settings)
-        except BadSettings as error:
-            raise CannotRun(str(error)) from None
-        executable = find(tool, "codex", run.environ)
-        if executable is None:
-            raise CannotRun(f"There is no {tool.executable or 'codex'} on this host.")
+        tool, executable = located(run, "codex")
         who = login(tool, run.environ)
         prompt = message(run.claim)
         if len(prompt) > PROMPT_LIMIT:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from ..verbs import storable
-from .base import BadSettings, CannotRun, Said
+from .base import BadSettings, CannotRun, Run, Said
 
 VERSION_TIMEOUT = 20.0  # seconds; a cold start of the slowest tool takes 5
 ARGUMENT_LIMIT = 131_071  # bytes of one argument: MAX_ARG_STRLEN of Linux, less its NUL
@@ -89,6 +89,18 @@ def find(settings: ToolSettings, name: str, environ: Mapping[str, str]) -> str |
     wanted = os.path.expanduser(settings.executable or name)
     found = shutil.which(wanted, path=environ.get("PATH"))
     return os.path.abspath(found) if found else None
+
+
+def located(run: Run, name: str) -> tuple[ToolSettings, str]:
+    """The settings of an attempt's tool and its absolute path. Raises CannotRun."""
+    try:
+        settings = ToolSettings.from_json(run.claim.settings)
+    except BadSettings as error:
+        raise CannotRun(str(error)) from None
+    executable = find(settings, name, run.environ)
+    if executable is None:
+        raise CannotRun(f"There is no {settings.executable or name} on this host.")
+    return settings, executable
 
 
 def folder(settings: ToolSettings, environ: Mapping[str, str], variable: str, default: str) -> Path:

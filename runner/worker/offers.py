@@ -50,8 +50,7 @@ class Offers:
             provider = self._known.get(name)
             if provider is None or offer["state"] != "ready" or offer["loaded"] is None:
                 continue
-            adapter = adapters()[provider["adapter"]]
-            now = await asyncio.to_thread(adapter.loaded, provider["settings"], os.environ)
+            now = await _loaded(provider)
             if now is not None and now != offer["loaded"]:
                 self._last[name] = {**offer, "loaded": now}
                 news.append(self._last[name])
@@ -75,6 +74,13 @@ class Offers:
         return news
 
 
+async def _loaded(provider: dict[str, Any]) -> list[str] | None:
+    """Sorted, so that the same models in another order are no news."""
+    adapter = adapters()[provider["adapter"]]
+    found = await asyncio.to_thread(adapter.loaded, provider["settings"], os.environ)
+    return None if found is None else sorted(found)
+
+
 async def _look(provider: dict[str, Any]) -> dict[str, Any]:
     adapter = adapters()[provider["adapter"]]
     loaded = None
@@ -82,7 +88,7 @@ async def _look(provider: dict[str, Any]) -> dict[str, Any]:
         async with asyncio.timeout(PATIENCE):
             offer = await asyncio.to_thread(probe, adapter, provider["settings"], os.environ)
             if offer.state == "ready":
-                loaded = await asyncio.to_thread(adapter.loaded, provider["settings"], os.environ)
+                loaded = await _loaded(provider)
     except TimeoutError:
         offer = Offer("missing", detail=f"it did not answer within {PATIENCE:.0f} s")
     except Exception as error:  # a third party's adapter may raise anything
@@ -93,7 +99,7 @@ async def _look(provider: dict[str, Any]) -> dict[str, Any]:
         "account": offer.account,
         "state": offer.state,
         "models": offer.models,
-        "loaded": sorted(loaded) if loaded is not None else None,
+        "loaded": loaded,
         "version": offer.version,
         "detail": offer.detail,
     }
