@@ -96,21 +96,28 @@ class Yard:
         return self.cluster.url(self.name, admin=True)
 
     def connect(self, role: str | None = None, superuser: bool = False) -> Connection[DictRow]:
-        """A connection of its own, closed after the test; `role` is one of ROLES, taken with SET ROLE."""
+        """A connection of its own, closed after the test; `role` is one of ROLES, taken with SET ROLE.
+
+        The group of submitters is granted all scopes for that; a login of its own (see login()) tells another story.
+        """
         connection = Connection[DictRow].connect(
             self.superuser_dsn if superuser or role else self.dsn, autocommit=True, row_factory=dict_row
         )
         self.stack.callback(connection.close)
+        if role == "submitter":
+            connection.execute("select taskyard.grant_scope('taskyard_submitter', 'default')")
         if role:
             connection.execute(sql.SQL("set role {}").format(sql.Identifier(f"taskyard_{role}")))
         return connection
 
-    def login(self, name: str, role: str) -> str:
-        """Make a login role that is granted one of ROLES; returns its connection string."""
+    def login(self, name: str, role: str, *scopes: str) -> str:
+        """Make a login role that is granted one of ROLES, and these scopes; returns its connection string."""
         with psycopg.connect(self.superuser_dsn, autocommit=True) as admin:
             login = f"{name}_{self.name}"
             admin.execute(sql.SQL("create role {} login password 'secret'").format(sql.Identifier(login)))
             admin.execute(sql.SQL("grant {} to {}").format(sql.Identifier(f"taskyard_{role}"), sql.Identifier(login)))
+            for scope in scopes:
+                admin.execute("select taskyard.grant_scope(%s, %s)", (login, scope))
         return make_conninfo(self.dsn, user=login, password="secret")
 
 

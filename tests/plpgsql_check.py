@@ -24,13 +24,13 @@ CURE = (
     " (apt.postgresql.org has it for every version)."
 )
 
-# plpgsql_check_function_tb looks at one trigger function per relation; the after-insert one reads its transition table.
+# plpgsql_check_function_tb looks at one trigger function per relation; those of statements read their transition tables.
 FUNCTIONS = """
-    select p.oid, p.oid::regprocedure::text as signature, coalesce(t.tgrelid, 0) as relation, t.tgnewtable as new_table
+    select p.oid, p.oid::regprocedure::text as signature, coalesce(t.tgrelid, 0) as relation, t.tgnewtable as new_table, t.tgoldtable as old_table
     from pg_proc p
     join pg_language l on l.oid = p.prolang
     left join lateral (
-        select distinct tgrelid, tgnewtable from pg_trigger where tgfoid = p.oid and not tgisinternal
+        select distinct tgrelid, tgnewtable, tgoldtable from pg_trigger where tgfoid = p.oid and not tgisinternal
     ) t on true
     where p.pronamespace = 'taskyard'::regnamespace and l.lanname = 'plpgsql'
     order by 2
@@ -42,7 +42,7 @@ FUNCTIONS = """
 CHECK = """
     select lineno, statement, level, message, detail, hint
     from plpgsql_check_function_tb(
-        %(oid)s::oid::regprocedure, %(relation)s::oid::regclass, newtable => %(new_table)s,
+        %(oid)s::oid::regprocedure, %(relation)s::oid::regclass, newtable => %(new_table)s, oldtable => %(old_table)s,
         fatal_errors => false, other_warnings => true, extra_warnings => true, performance_warnings => false,
         security_warnings => true
     )

@@ -88,7 +88,7 @@ def next_version(tmp_path: Path) -> Path:
         "grant select on notes to taskyard_viewer;\n"
         "update providers set note = adapter;\n"
     )
-    tables = folder / "schema" / "03_agents_scopes_providers.sql"
+    tables = folder / "schema" / "04_agents_providers_runners.sql"
     text = tables.read_text()
     last = "    paused_reason text,\n    constraint providers_name_is_a_word"
     assert text.count(last) == 1

@@ -41,7 +41,7 @@ def test_tasks_that_wait_survive_the_upgrade_where_they_were(yard: Yard, old_sql
         db.execute("insert into tasks (prompt, agent, priority, on_limit) values ('second', 'shell', 1, 'wait')")
         db.execute("insert into tasks (prompt, agent, run_at) values ('later', 'shell', now() + interval '1 day')")
         db.execute("insert into tasks (prompt, agent, depends_on, on_limit) values ('after', 'shell', '{1}', 'wait')")
-        db.execute("insert into provider_limits (provider, until) values ('command', now() + interval '1 hour')")
+        db.execute("insert into provider_limits (provider, state, until) values ('command', 'hot', now() + interval '1 hour')")
         before = rows(db, "select id, prompt, status from tasks order by id")
         install(db)
         assert rows(db, "select id, prompt, status from tasks order by id") == before

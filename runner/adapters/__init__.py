@@ -1,6 +1,6 @@
 """Ways to run work: one file per provider, and those that other packages bring."""
 
-from .base import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Said, Seen, Session
+from .base import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Said, Seen, Session, Upstream
 
 __all__ = [
     "Adapter",
@@ -14,4 +14,5 @@ __all__ = [
     "Said",
     "Seen",
     "Session",
+    "Upstream",
 ]

@@ -45,21 +45,44 @@ class Run:
     `workspace` is the child's working directory. `home` is a private folder of this task and provider that outlives the
     attempt, so that a later attempt here can resume the session: configuration and state of the tool go there.
     `environ` is the runner's own environment, to take credentials from; nothing of it reaches the child by itself.
+    `gateway` is where a sandboxed child finds the API of Launch.upstream (http://127.0.0.1:3101); None without a sandbox.
+    An agent before may have filled `home` with links and pipes: it is written and read with sandbox.beneath only.
     """
 
     claim: Claim
     workspace: Path
     home: Path
     environ: Mapping[str, str]
+    gateway: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """The API behind Run.gateway: requests go to `url` plus their own path, with `headers` put in place of theirs.
+
+    So a key is in these headers alone, and never where the agent can read it.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to start: argument vector, bytes for standard input, and variables to add to the clean environment."""
+    """What to start: argument vector, bytes for standard input, and variables to add to the clean environment.
+
+    For a sandboxed child: `upstream` is the API that it reaches by Run.gateway; `hosts` are names that it reaches
+    through the proxy whatever its scope says (where a login is refreshed); `programs` are directories that the tool
+    needs besides /usr, seen read-only at their own paths; `shared` are directories seen writable at theirs.
+    """
 
     argv: list[str]
     stdin: bytes
     env: dict[str, str] = field(default_factory=dict[str, str])
+    upstream: Upstream | None = None
+    hosts: tuple[str, ...] = ()
+    programs: tuple[Path, ...] = ()
+    shared: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +177,13 @@ class Adapter(ABC):
     @abstractmethod
     def prepare(self, run: Run) -> Launch:
         """What to start. May write files below run.home. Raises CannotRun."""
+
+    def settle(self, run: Run) -> None:
+        """Bring what the tool left outside of run.home to its place (a login that it refreshed, say).
+
+        Called every minute while it runs, and once after its end. Never raises.
+        """
+        return
 
     @abstractmethod
     def read(self, run: Run) -> Reading:

@@ -18,6 +18,10 @@ ACCOUNT_NAME = "taskyard"
 PASSED_ON = ("PATH", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 
 
+class NoAccount(Exception):
+    """A system account is missing; the message says why it could not be made, where that is known."""
+
+
 @dataclass(frozen=True)
 class Account:
     """An operating-system account; `switch` is true if our own process has to change to it."""
@@ -49,15 +53,26 @@ def server_account() -> Account:
     """
     if os.geteuid() != 0:
         return account_of(os.geteuid(), os.getegid())
-    found = _lookup(ACCOUNT_NAME)
-    if found is None:
-        _make_system_account()
-        found = _lookup(ACCOUNT_NAME)
-    if found is None or found.pw_uid == 0:
+    try:
+        return system_account(ACCOUNT_NAME)
+    except NoAccount as missing:
         raise PostgresError(
-            f"PostgreSQL does not run as root, and there is no system account '{ACCOUNT_NAME}' for it.",
+            f"PostgreSQL does not run as root, and there is no account '{ACCOUNT_NAME}' for it. {missing}".strip(),
             f"Make one (useradd --system {ACCOUNT_NAME}), or run taskyard as an ordinary user.",
-        )
+        ) from missing
+
+
+def system_account(name: str) -> Account:
+    """As root: the system account of this name, made if missing.
+
+    Raises NoAccount if it cannot be made, or is root itself.
+    """
+    found = _lookup(name)
+    if found is None:
+        _make_system_account(name)
+        found = _lookup(name)
+    if found is None or found.pw_uid == 0:
+        raise NoAccount
     return Account(found.pw_name, found.pw_uid, found.pw_gid, switch=True)
 
 
@@ -119,17 +134,14 @@ def _lookup(name: str) -> pwd.struct_passwd | None:
         return None
 
 
-def _make_system_account() -> None:
+def _make_system_account(name: str) -> None:
     program = shutil.which("useradd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if program is None:
         return
     shells = ("/usr/sbin/nologin", "/sbin/nologin", "/bin/false")
     shell = next((shell for shell in shells if os.path.exists(shell)), "/bin/false")
     options = ["--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent", "--shell", shell]
-    done = run([program, *options, ACCOUNT_NAME], timeout=60)
+    done = run([program, *options, name], timeout=60)
     # Somebody else may have made it in the meantime; only its absence counts.
-    if done.returncode != 0 and _lookup(ACCOUNT_NAME) is None:
-        raise PostgresError(
-            f"The system account '{ACCOUNT_NAME}' could not be made: {done.stderr.strip()}",
-            f"Make it yourself (useradd --system {ACCOUNT_NAME}), or run taskyard as an ordinary user.",
-        )
+    if done.returncode != 0 and _lookup(name) is None:
+        raise NoAccount(done.stderr.strip())

@@ -3,7 +3,7 @@
 -- Candidates are a window of 24 lanes of that priority, from a random point of the ring of open lanes on; so
 -- the cost of a claim does not grow with the number of lanes. With up to 24 open lanes the choice is exact, with more it is
 -- the best of a fair sample. Further windows, then lower priorities, are looked at only while nothing was eligible.
-create or replace function _best_lane(p_runner bigint, p_labels text[], p_skip integer[]) returns lane_choice
+create or replace function _best_lane(p_runner bigint, p_labels text[], p_sandbox text, p_skip integer[]) returns lane_choice
 language plpgsql volatile
 as $$
 declare
@@ -34,7 +34,7 @@ begin
         -- One lane at this priority: nothing to choose, it is only checked.
         if cardinality(v_lanes) = 1 or v_lowest < v_priority then
             if v_lanes[1] <> all(p_skip) then
-                v_choice := _check_lane(v_lanes[1], p_runner, p_labels);
+                v_choice := _check_lane(v_lanes[1], p_runner, p_labels, p_sandbox);
                 if v_choice.lane_id is not null then
                     return v_choice;
                 end if;
@@ -61,15 +61,29 @@ begin
                 limit c_window
             ),
             lane as materialized (
-                select l.id, l.scope, l.agent, l.returned, l.provider, l.model, l.on_limit, a.route, a.max_concurrency as agent_max, s.max_concurrency as scope_max, s.weight
+                select l.id, l.scope, l.agent, l.returned, l.provider, l.model, l.on_limit, a.route, a.max_concurrency as agent_max, s.limited,
+                    s.budgeted, s.weight, s.allowed_providers
                 from ring
                 join lanes l on l.id = ring.lane_id
                 join agents a on a.name = l.agent
-                join scopes s on s.name = l.scope
+                join effective_scopes s on s.name = l.scope
                 where l.id <> all(p_skip)
                     and a.paused_at is null
-                    and s.paused_at is null
+                    and s.paused is null
+                    and (s.allowed_agents is null or l.agent = any(s.allowed_agents))
+                    and not (s.confined and p_sandbox = 'none')
                     and l.requires <@ p_labels
+            ),
+            -- Neither is worked out unless a lane asks for it.
+            full_scope as materialized (
+                select s.name from scopes s
+                where s.name in (select unnest(lane.limited) from lane) and s.max_concurrency <= (
+                    select count(*) from attempts x join effective_scopes e on e.name = x.scope where x.outcome is null and s.name = any(e.path)
+                )
+            ),
+            spent_scope as materialized (
+                select u.scope as name from _budgets_spent((select array_agg(distinct b.name) from lane cross join lateral unnest(lane.budgeted) b (name))) u
+                where u.used >= u.amount
             )
             select w.n, w.first_spin, w.second_spin, best.*
             into v_seen, v_first_seen, v_second_seen, v_share, v_lane, v_provider, v_account, v_model, v_canary, v_capped
@@ -84,7 +98,7 @@ begin
                 select lane.weight::float8 / contest.weights as share, lane.id, offer.provider, offer.account, offer.model, offer.canary, offer.capped
                 from lane
                 cross join lateral (
-                    select * from _offers(p_runner, lane.route, lane.provider, lane.model, lane.on_limit) limit 1
+                    select * from _offers(p_runner, lane.route, lane.provider, lane.model, lane.on_limit, lane.allowed_providers) limit 1
                 ) offer
                 cross join lateral (
                     -- The head of the lane, from the session's low-water mark on (see _mark).
@@ -96,9 +110,10 @@ begin
                 ) head
                 left join lateral (
                     select count(*) as running from attempts x where x.scope = lane.scope and x.outcome is null
-                    having contest.rivals > 1 or lane.scope_max is not null
+                    having contest.rivals > 1
                 ) in_scope on true
-                where (lane.scope_max is null or in_scope.running < lane.scope_max)
+                where (lane.limited is null or not exists (select from full_scope f where f.name = any(lane.limited)))
+                    and (lane.budgeted is null or not exists (select from spent_scope f where f.name = any(lane.budgeted)))
                     and (
                         lane.agent_max is null
                         or (select count(*) from attempts x where x.agent = lane.agent and x.outcome is null) < lane.agent_max
@@ -108,13 +123,14 @@ begin
             ) best on true;
 
             if v_lane is not null then
-                select l.id, l.exclusive, l.returned, v_share, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, v_account, v_model,
-                    v_canary, v_capped, p.adapter, p.settings, a.command, a.result_format, a.system_prompt, a.tools, a.max_turns,
-                    a.output_schema, s.permissions, a.verify, a.timeout, a.first_output_timeout, a.idle_timeout
+                select l.id, l.exclusive, l.returned, v_share, l.scope, l.agent, s.limited, s.budgeted, a.max_concurrency, p.name, v_account,
+                    v_model, v_canary, v_capped, p.adapter, p.settings, a.command, a.result_format, a.system_prompt, a.tools, a.max_turns,
+                    a.output_schema, s.permissions, a.verify, a.timeout, a.first_output_timeout, a.idle_timeout, s.allowed_paths,
+                    s.network_allow, s.version, null
                 into v_choice
                 from lanes l
                 join agents a on a.name = l.agent
-                join scopes s on s.name = l.scope
+                join effective_scopes s on s.name = l.scope
                 join providers p on p.name = v_provider
                 where l.id = v_lane;
                 return v_choice;
@@ -132,39 +148,41 @@ begin
     return null;
 end
 $$;
-comment on function _best_lane(bigint, text[], integer[]) is
+comment on function _best_lane(bigint, text[], text, integer[]) is
 'The lane this runner should claim from now, or null. Order: priority, then the local model that is loaded, then the scope with fewest running per weight, then tasks that come back, then age.';
 
-create or replace function _lane_with_first_offer(p_lane integer, p_runner bigint, p_labels text[]) returns setof lane_choice
+create or replace function _lane_with_first_offer(p_lane integer, p_runner bigint, p_labels text[], p_sandbox text) returns setof lane_choice
 language sql stable
 as $$
-    select l.id, l.exclusive, l.returned, 1::float8, l.scope, l.agent, s.max_concurrency, a.max_concurrency, p.name, rp.account,
+    select l.id, l.exclusive, l.returned, 1::float8, l.scope, l.agent, s.limited, s.budgeted, a.max_concurrency, p.name, rp.account,
         coalesce(l.model, case when l.provider is null then taskyard._entry_model(a.route[1]) end), false, false, p.adapter, p.settings,
         a.command, a.result_format, a.system_prompt, a.tools, a.max_turns, a.output_schema, s.permissions, a.verify, a.timeout,
-        a.first_output_timeout, a.idle_timeout
+        a.first_output_timeout, a.idle_timeout, s.allowed_paths, s.network_allow, s.version, null::text
     from taskyard.lanes l
     join taskyard.agents a on a.name = l.agent
-    join taskyard.scopes s on s.name = l.scope
+    join taskyard.effective_scopes s on s.name = l.scope
     left join taskyard.runner_providers rp
         on rp.runner_id = p_runner and rp.provider = coalesce(l.provider, split_part(a.route[1], ':', 1)) and rp.state = 'ready'
         and coalesce(rp.until <= taskyard._now(), true) and rp.models is null
+        and (s.allowed_providers is null or rp.provider = any(s.allowed_providers))
     left join taskyard.providers p
         on p.name = rp.provider and p.paused_at is null
         -- Any limit or cap of the provider is for the close look of _offers.
         and not exists (select from taskyard.provider_limits pl where pl.provider = rp.provider and pl.until is not null)
         and not exists (select from taskyard.provider_caps c where c.provider = rp.provider)
-    where l.id = p_lane and a.paused_at is null and s.paused_at is null and l.requires <@ p_labels
+    where l.id = p_lane and a.paused_at is null and s.paused is null and l.requires <@ p_labels
+        and (s.allowed_agents is null or l.agent = any(s.allowed_agents)) and not (s.confined and p_sandbox = 'none')
 $$;
-comment on function _lane_with_first_offer(integer, bigint, text[]) is
+comment on function _lane_with_first_offer(integer, bigint, text[], text) is
 'The lane if it is open to this runner, with the first entry of its route (nearly always the one) where nothing at all speaks against that, else without a provider. Inlined into its callers, so it pins no search_path.';
 
-create or replace function _check_lane(p_lane integer, p_runner bigint, p_labels text[]) returns lane_choice
+create or replace function _check_lane(p_lane integer, p_runner bigint, p_labels text[], p_sandbox text) returns lane_choice
 language plpgsql volatile
 as $$
 declare
     v_choice lane_choice;
 begin
-    select c.* into v_choice from _lane_with_first_offer(p_lane, p_runner, p_labels) c;
+    select c.* into v_choice from _lane_with_first_offer(p_lane, p_runner, p_labels, p_sandbox) c;
     if v_choice.lane_id is null then
         return null;
     end if;
@@ -173,7 +191,8 @@ begin
         into v_choice.provider, v_choice.account, v_choice.model, v_choice.canary, v_choice.capped, v_choice.adapter, v_choice.settings
         from lanes l
         join agents a on a.name = l.agent
-        cross join lateral (select * from _offers(p_runner, a.route, l.provider, l.model, l.on_limit) limit 1) o
+        join effective_scopes s on s.name = l.scope
+        cross join lateral (select * from _offers(p_runner, a.route, l.provider, l.model, l.on_limit, s.allowed_providers) limit 1) o
         join providers p on p.name = o.provider
         where l.id = p_lane;
         if not found then
@@ -181,8 +200,10 @@ begin
         end if;
     end if;
     -- Full is full; whether there really is room is decided under a lock, by _room.
-    if v_choice.scope_max is not null
-        and (select count(*) from attempts x where x.scope = v_choice.scope and x.outcome is null) >= v_choice.scope_max then
+    if v_choice.limited is not null and _scopes_room(v_choice.limited) <= 0 then
+        return null;
+    end if;
+    if v_choice.budgeted is not null and _over_budget(v_choice.budgeted) then
         return null;
     end if;
     if v_choice.agent_max is not null
@@ -192,4 +213,4 @@ begin
     return v_choice;
 end
 $$;
-comment on function _check_lane(integer, bigint, text[]) is 'The lane, if this runner may claim from it now.';
+comment on function _check_lane(integer, bigint, text[], text) is 'The lane, if this runner may claim from it now.';

@@ -133,6 +133,123 @@ end
 $$;
 comment on function _check_task(tasks) is 'Refuses a task that nobody could run, with a sentence for a phone.';
 
+create or replace function _check_scope(p_task tasks, p_new boolean) returns void
+language plpgsql volatile
+as $$
+declare
+    v_scope effective_scopes;
+    v_parent effective_scopes;
+    v_depth integer;
+begin
+    select * into v_scope from effective_scopes where name = p_task.scope;
+    if not found then
+        return; -- _check_references says so
+    end if;
+    if p_task.agent <> all(v_scope.allowed_agents) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('Scope %s does not allow agent %s.', v_scope.name, left(p_task.agent, 100)),
+            hint = case when cardinality(v_scope.allowed_agents) = 0 then 'It allows none.' else format('It allows: %s.', array_to_string(v_scope.allowed_agents, ', ')) end;
+    end if;
+    if p_task.provider <> all(v_scope.allowed_providers) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('Scope %s does not allow provider %s.', v_scope.name, left(p_task.provider, 100)),
+            hint = case when cardinality(v_scope.allowed_providers) = 0 then 'It allows none.' else format('It allows: %s.', array_to_string(v_scope.allowed_providers, ', ')) end;
+    end if;
+    if p_task.workspace is not null then
+        if 'read' <> all(v_scope.permissions) then
+            raise exception using
+                errcode = 'TY006',
+                message = format('Tasks of scope %s may not read files, so they have no workspace.', v_scope.name),
+                hint = 'Leave the workspace out: then it gets an empty directory.';
+        end if;
+        if not exists (select from unnest(v_scope.allowed_paths) p where _covers_path(p, rtrim(p_task.workspace, '/')))
+            and v_scope.allowed_paths is not null or p_task.workspace ~ '(^|/)[.]{1,2}(/|$)' then
+            raise exception using
+                errcode = 'TY006',
+                message = format('The workspace %s is not among the paths of scope %s.', left(p_task.workspace, 200), v_scope.name),
+                hint = case
+                    when v_scope.allowed_paths is null then 'Name it without . and ..'
+                    when cardinality(v_scope.allowed_paths) = 0 then 'It allows none: leave the workspace out.'
+                    else format('It allows: %s.', array_to_string(v_scope.allowed_paths, ', '))
+                    end;
+        end if;
+    end if;
+    if p_task.parent_id is null or not p_new then
+        return;
+    end if;
+    select e.* into v_parent from tasks t join effective_scopes e on e.name = t.scope where t.id = p_task.parent_id;
+    if 'create_child' <> all(v_parent.permissions) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('Tasks of scope %s may not have children.', v_parent.name),
+            hint = 'Leave parent_id out, or use depends_on.';
+    end if;
+    if v_parent.name <> all(v_scope.path) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('Scope %s does not lie below %s, the scope of the parent task.', v_scope.name, v_parent.name),
+            hint = 'A child may do no more than its parent: give it the same scope, or one below.';
+    end if;
+    if v_scope.max_depth is not null then
+        with recursive up (id, depth) as (
+            select p_task.parent_id, 1
+            union all
+            select t.parent_id, up.depth + 1 from up join tasks t on t.id = up.id where t.parent_id is not null and up.depth <= v_scope.max_depth
+        )
+        select max(depth) into v_depth from up;
+        if v_depth > v_scope.max_depth then
+            raise exception using
+                errcode = 'TY006',
+                message = format('Tasks of scope %s may lie %s deep at most.', v_scope.name, v_scope.max_depth),
+                hint = 'An administrator can change scopes.max_depth.';
+        end if;
+    end if;
+    if v_parent.max_children is not null then
+        perform 1 from tasks t where t.id = p_task.parent_id for no key update; -- two at once would each count without the other
+        if (select count(*) from tasks t where t.parent_id = p_task.parent_id) >= v_parent.max_children then
+            raise exception using
+                errcode = 'TY006',
+                message = format('Task %s has %s children already, as many as scope %s allows.', p_task.parent_id, v_parent.max_children, v_parent.name),
+                hint = 'An administrator can change scopes.max_children.';
+        end if;
+    end if;
+end
+$$;
+comment on function _check_scope(tasks, boolean) is 'Refuses what the task''s scope does not allow (TY006); p_new: with the rules for children.';
+
+create or replace function _check_reach(p_task tasks) returns void
+language plpgsql stable
+as $$
+declare
+    v_missing text;
+begin
+    if _sees_all() then
+        return;
+    end if;
+    if p_task.scope <> all(_my_scopes()) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('%s does not work in scope %s.', _caller(), left(p_task.scope, 100)),
+            hint = format('An administrator can allow it: select grant_scope(%L, %L);', _caller(), left(p_task.scope, 100));
+    end if;
+    -- Told as _check_task tells what does not exist.
+    select string_agg(x.id::text, ', ') into v_missing
+    from (
+        select d as id from unnest(p_task.depends_on || p_task.parent_id) d
+        where d is not null and not exists (select from tasks t where t.id = d and t.scope = any(_my_scopes())) limit 10
+    ) x;
+    if v_missing is not null then
+        raise exception using
+            errcode = 'TY002',
+            message = format('There is no task %s to depend on.', v_missing),
+            hint = 'Insert the dependencies first and use the ids that they got.';
+    end if;
+end
+$$;
+comment on function _check_reach(tasks) is 'Refuses what lies outside of the scopes that the caller works in.';
+
 create or replace function _check_references(p_task tasks) returns void
 language plpgsql stable
 as $$
@@ -147,7 +264,7 @@ begin
         raise exception using
             errcode = 'TY002',
             message = format('There is no scope "%s".', left(p_task.scope, 100)),
-            hint = format('Known scopes: %s.', (select string_agg(name, ', ' order by name) from (select name from scopes order by name limit 20) s));
+            hint = format('Known scopes: %s.', (select string_agg(name, ', ' order by name) from (select name from scopes where _in_reach(name) order by name limit 20) s));
     end if;
     if p_task.provider is not null and not exists (select from providers where name = p_task.provider) then
         raise exception using

@@ -6,7 +6,7 @@ as $$
 #variable_conflict use_column
 declare
     v_agent agents;
-    v_scope scopes;
+    v_scope effective_scopes;
     v_route text[];
     v_running bigint;
     v_ahead bigint;
@@ -14,11 +14,17 @@ declare
     v_line text;
 begin
     select * into v_agent from agents where name = p_task.agent;
-    select * into v_scope from scopes where name = p_task.scope;
+    select * into v_scope from effective_scopes where name = p_task.scope;
     v_route := case when p_task.provider is null then v_agent.route else array[p_task.provider] end;
 
     for v_line in
-        select format('Scope %s is paused%s.', v_scope.name, coalesce(': ' || v_scope.paused_reason, '')) where v_scope.paused_at is not null
+        select format('Scope %s is paused%s.', s.name, coalesce(': ' || s.paused_reason, '')) from scopes s where s.name = v_scope.paused
+        union all
+        select format('Scope %s does not allow agent %s.', v_scope.name, p_task.agent) where p_task.agent <> all(v_scope.allowed_agents)
+        union all
+        select format('Scope %s allows none of %s.', v_scope.name, array_to_string(v_route, ', '))
+        where v_scope.allowed_providers is not null and cardinality(v_route) > 0
+            and not exists (select from unnest(v_route) r (entry) where split_part(r.entry, ':', 1) = any(v_scope.allowed_providers))
         union all
         select format('Agent %s is paused%s.', v_agent.name, coalesce(': ' || v_agent.paused_reason, '')) where v_agent.paused_at is not null
         union all
@@ -27,8 +33,17 @@ begin
         union all
         select format('Task %s uses the workspace %s.', h.task_id, h.workspace) from workspace_holders h where h.workspace = p_task.workspace
         union all
-        select format('Scope %s runs %s of at most %s.', v_scope.name, n, v_scope.max_concurrency)
-        from (select count(*) as n from attempts where scope = v_scope.name and outcome is null) c where n >= v_scope.max_concurrency
+        select format('Scope %s runs %s of at most %s.', s.name, c.n, s.max_concurrency)
+        from scopes s
+        cross join lateral (
+            select count(*) as n from attempts a join effective_scopes e on e.name = a.scope where a.outcome is null and s.name = any(e.path)
+        ) c
+        where s.name = any(v_scope.limited) and c.n >= s.max_concurrency
+        union all
+        select format('The budget of scope %s is used up: %s of %s%s.', u.scope, _amount(u.measure, u.used), _budget_text(u.measure, u.period, u.amount),
+            case when u.period = 'total' then '' else format('; it goes on in %s', _ago(_period_end(u.period) - _now())) end)
+        from _budgets_spent(v_scope.budgeted) u
+        where v_scope.budgeted is not null and u.used >= u.amount
         union all
         select format('Agent %s runs %s of at most %s.', v_agent.name, n, v_agent.max_concurrency)
         from (select count(*) as n from attempts where agent = v_agent.name and outcome is null) c where n >= v_agent.max_concurrency
@@ -41,7 +56,8 @@ begin
     if not exists (
         select from runners r
         where r.gone_at is null and not r.draining and p_task.requires <@ r.labels
-            and exists (select from _offers(r.id, v_agent.route, p_task.provider, p_task.model, p_task.on_limit))
+            and r.sandbox_trouble is null and not (v_scope.confined and r.sandbox = 'none')
+            and exists (select from _offers(r.id, v_agent.route, p_task.provider, p_task.model, p_task.on_limit, v_scope.allowed_providers))
     ) then
         for v_line in
             select case
@@ -50,7 +66,13 @@ begin
                     then format('No runner has the labels %s.', array_to_string(p_task.requires, ', '))
                 when not exists (select from runners r where r.gone_at is null and not r.draining and p_task.requires <@ r.labels)
                     then 'Every runner that could take it is draining.'
+                when v_scope.confined and not exists (
+                    select from runners r where r.gone_at is null and p_task.requires <@ r.labels and r.sandbox <> 'none'
+                ) then format('Scope %s is confined, and no runner has a sandbox.', v_scope.name)
             end
+            union all
+            select format('%s has no usable sandbox: %s', r.name, r.sandbox_trouble)
+            from runners r where r.gone_at is null and p_task.requires <@ r.labels and r.sandbox_trouble is not null
             union all
             select x.line
             from unnest(v_route) with ordinality e (entry, preference)

@@ -5,7 +5,7 @@ language sql immutable
 as $$ select nullif(substr(p_entry, strpos(p_entry || ':', ':') + 1), '') $$;
 comment on function _entry_model(text) is 'The model of a route entry "provider:model", which may hold colons itself; null where it names none.';
 
-create or replace function _offers(p_runner bigint, p_route text[], p_pin text, p_model text, p_on_limit text)
+create or replace function _offers(p_runner bigint, p_route text[], p_pin text, p_model text, p_on_limit text, p_allowed text[])
 returns table (provider text, account text, model text, canary boolean, capped boolean, preferred boolean)
 language sql stable
 as $$
@@ -34,20 +34,22 @@ as $$
         where c.provider = e.provider and c.account in ('', rp.account)
         having count(*) > 0
     ) cap on true
-    where held.hot is not true
+    where (p_allowed is null or rp.provider = any(p_allowed))
+        and held.hot is not true
         and cap.spent is not true
         and (
             p_on_limit = 'switch'
             or not exists (
                 select from unnest(p_route) with ordinality b (entry, preference)
                 where b.preference < e.preference and p_pin is null
+                    and (p_allowed is null or split_part(b.entry, ':', 1) = any(p_allowed))
                     and taskyard._worth_waiting(split_part(b.entry, ':', 1), coalesce(p_model, taskyard._entry_model(b.entry)), p_on_limit)
             )
         )
     order by e.preference
 $$;
-comment on function _offers(bigint, text[], text, text, text) is
-'What of a route this runner can use right now, best first: offered, logged in, reachable, not paused, not cooling down, within your caps, and not behind an entry that on_limit waits for. canary: it would be the first try after a limit. preferred: that local model is loaded. Inlined into its callers, so it pins no search_path.';
+comment on function _offers(bigint, text[], text, text, text, text[]) is
+'What of a route this runner can use right now, best first: offered, allowed by the scope, logged in, reachable, not paused, not cooling down, within your caps, and not behind an entry that on_limit waits for. canary: it would be the first try after a limit. preferred: that local model is loaded. Inlined into its callers, so it pins no search_path.';
 
 create or replace function _worth_waiting(p_provider text, p_model text, p_on_limit text) returns boolean
 language sql stable

@@ -20,7 +20,9 @@ begin
             or (a.session_id is not null and a.outcome in ('crashed', 'cancelled', 'timed_out', 'stalled'))
         )
     order by a.id desc limit 1;
+    v_claim := _with_grants(v_claim);
     if v_worked.id is null then
+        v_claim.note := _decisions(v_last);
         return v_claim;
     end if;
     if v_worked.session_id is not null and v_worked.provider = p_claim.provider and v_worked.account = p_claim.account
@@ -32,14 +34,14 @@ begin
         ))
         into v_claim.session_usage
         from attempts a where a.task_id = p_claim.task_id and a.session_id = v_worked.session_id;
-        v_claim.note := format('You were interrupted: %s', _why_ended(v_last));
+        v_claim.note := coalesce(_decisions(v_last), format('You were interrupted: %s', _why_ended(v_last)));
     else
-        v_claim.note := _handoff_note(p_claim, p_runner, v_worked, v_last);
+        v_claim.note := concat_ws(E'\n', _handoff_note(p_claim, p_runner, v_worked, v_last), _decisions(v_last));
     end if;
     return v_claim;
 end
 $$;
-comment on function _pick_up(claim, bigint) is 'Adds the session to resume, or a note on the work so far, to a claim that is not the task''s first.';
+comment on function _pick_up(claim, bigint) is 'Adds to a claim that is not the task''s first what humans allowed and answered, and the session to resume or a note on the work so far.';
 
 create or replace function _session_alive(p_attempt attempts) returns boolean
 language sql stable

@@ -1,8 +1,3 @@
-create or replace function _caller() returns text
-language sql stable
-as $$ select coalesce(nullif(current_setting('role'), 'none'), session_user) $$;
-comment on function _caller() is 'Who is asking: the login, or the role it has set. Inside a SECURITY DEFINER function current_user is the owner.';
-
 create or replace function _require_role(p_role text, p_doing text) returns void
 language plpgsql stable
 as $$

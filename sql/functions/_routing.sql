@@ -8,10 +8,18 @@ as $$
     where (r.pattern is null or p_task.prompt ~* r.pattern)
         and (r.label is null or r.label = any(p_task.requires))
         and (r.scope is null or r.scope = p_task.scope)
+        and taskyard._may_use(p_task.scope, r.agent)
     order by r.position, r.id
     limit 1
 $$;
 comment on function _route_by_rules(tasks) is 'The agent that the first fitting rule names; nulls where none fits.';
+
+create or replace function _may_use(p_scope text, p_agent text) returns boolean
+language sql stable
+as $$
+    select not exists (select from taskyard.effective_scopes e where e.name = p_scope and p_agent <> all(e.allowed_agents))
+$$;
+comment on function _may_use(text, text) is 'Whether a scope allows an agent.';
 
 create or replace function _routing_claim(p_claim claim) returns claim
 language plpgsql stable
@@ -24,7 +32,7 @@ begin
     select jsonb_agg(a.name order by a.name), string_agg(format('- %s: %s', a.name, coalesce(a.description, 'no description')), E'\n' order by a.name)
     into v_names, v_list
     from agents a
-    where a.name <> 'auto' and a.paused_at is null and cardinality(a.route) > 0;
+    where a.name <> 'auto' and a.paused_at is null and cardinality(a.route) > 0 and _may_use(p_claim.scope, a.name);
     v_claim.prompt := format(E'Agents:\n%s\n\nTask:\n%s', v_list, left(p_claim.prompt, 4000));
     v_claim.output_schema := jsonb_build_object(
         'type', 'object', 'additionalProperties', false, 'required', '["agent"]'::jsonb,
@@ -45,10 +53,19 @@ declare
     v_agent text := p_agent;
     v_by text := p_routed_by;
     v_status task_status;
+    v_scope text := (select t.scope from tasks t where t.id = p_task);
 begin
-    if v_agent is null or v_agent = 'auto' or not exists (select from agents a where a.name = v_agent) then
-        v_agent := 'default';
+    if v_agent is null or v_agent = 'auto' or not exists (select from agents a where a.name = v_agent and _may_use(v_scope, a.name)) then
+        select a.name into v_agent
+        from agents a
+        where a.name <> 'auto' and cardinality(a.route) > 0 and _may_use(v_scope, a.name)
+        order by a.name <> 'default', a.name
+        limit 1;
         v_by := 'default';
+    end if;
+    if v_agent is null then
+        update tasks set status = 'failed', error = format('Scope %s allows no agent that could take it.', v_scope) where id = p_task and agent = 'auto';
+        return 'failed';
     end if;
     update tasks set status = 'queued', agent = v_agent, routed_by = v_by, error = null
     where id = p_task and agent = 'auto'
@@ -100,7 +117,11 @@ begin
                 or not exists (
                     select from runners r, agents a
                     where r.gone_at is null and not r.draining and a.name = 'auto' and l.requires <@ r.labels
-                        and exists (select from _offers(r.id, a.route, l.provider, l.model, 'switch'))
+                        and exists (
+                            select from effective_scopes e
+                            cross join lateral _offers(r.id, a.route, l.provider, l.model, 'switch', e.allowed_providers)
+                            where e.name = l.scope
+                        )
                 )
             )
         limit 1000

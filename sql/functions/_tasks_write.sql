@@ -22,7 +22,17 @@ set enable_seqscan = off
 as $$
 declare
     v_edited boolean := tg_op = 'INSERT';
+    v_caller text := coalesce(nullif(current_setting('role'), 'none'), session_user);
 begin
+    -- Verbs look at what concerns others themselves; here come those who write the table.
+    if not pg_has_role(v_caller, 'taskyard_admin', 'usage') and pg_has_role(v_caller, 'taskyard_submitter', 'usage') then
+        if tg_op = 'INSERT' and new.scope = 'default' and not _in_reach('default') then
+            new.scope := coalesce(_home_scope(), 'default');
+        end if;
+        if tg_op = 'INSERT' or (new.scope, new.depends_on) is distinct from (old.scope, old.depends_on) then
+            perform _check_reach(new);
+        end if;
+    end if;
     if tg_op = 'INSERT' then
         if new.status <> 'queued' or new.attempt_id is not null or new.finished_at is not null then
             raise exception using
@@ -76,6 +86,7 @@ begin
     end if;
     if v_edited then
         perform _check_task(new);
+        perform _check_scope(new, tg_op = 'INSERT');
         if tg_op = 'UPDATE' and new.depends_on is distinct from old.depends_on then
             perform _check_cycle(new);
         end if;
@@ -206,6 +217,7 @@ begin
     delete from workspace_waits where task_id = old.id;
     delete from scheduled_tasks where run_at = old.run_at and task_id = old.id;
     delete from task_dependencies where task_id = old.id;
+    delete from artifacts where task_id = old.id;
     delete from attempts where task_id = old.id;
     return old;
 end

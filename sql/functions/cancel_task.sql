@@ -9,12 +9,7 @@ declare
 begin
     perform _require_role('taskyard_submitter', 'cancel tasks');
     select * into v_task from tasks where id = p_id for no key update;
-    if not found then
-        raise exception using
-            errcode = 'TY002',
-            message = format('There is no task %s.', p_id),
-            hint = 'See: select * from queue;';
-    end if;
+    perform _require_task(v_task, p_id);
     if v_task.status in ('completed', 'failed', 'cancelled') then
         raise exception using
             errcode = 'TY004',

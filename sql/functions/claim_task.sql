@@ -18,6 +18,9 @@ declare
     v_draining boolean;
     v_labels text[];
     v_lease interval;
+    v_login text;
+    v_sandbox text;
+    v_trouble text;
     v_open boolean;
     v_lane lane_choice;
     v_claim claim;
@@ -46,32 +49,39 @@ begin
             hint = 'set default_transaction_isolation = ''read committed'';';
     end if;
     -- Most yards have one open lane at the top priority: then there is nothing to choose, and this one statement tells all.
-    select r.gone_at is null, r.draining, r.labels, r.lease, o.lanes is not null,
-        c.lane_id, c.exclusive, c.returned, c.share, c.scope, c.agent, c.scope_max, c.agent_max, c.provider, c.account, c.model,
+    select r.gone_at is null, r.draining, r.labels, r.lease, r.login, r.sandbox, r.sandbox_trouble, o.lanes is not null,
+        c.lane_id, c.exclusive, c.returned, c.share, c.scope, c.agent, c.limited, c.budgeted, c.agent_max, c.provider, c.account, c.model,
         c.canary, c.capped, c.adapter, c.settings, c.command, c.result_format, c.system_prompt, c.tools, c.max_turns,
-        c.output_schema, c.permissions, c.verify, c.timeout, c.first_output_timeout, c.idle_timeout
-    into v_known, v_draining, v_labels, v_lease, v_open,
-        v_lane.lane_id, v_lane.exclusive, v_lane.returned, v_lane.share, v_lane.scope, v_lane.agent, v_lane.scope_max, v_lane.agent_max,
-        v_lane.provider, v_lane.account, v_lane.model, v_lane.canary, v_lane.capped, v_lane.adapter, v_lane.settings, v_lane.command,
-        v_lane.result_format, v_lane.system_prompt, v_lane.tools, v_lane.max_turns, v_lane.output_schema, v_lane.permissions,
-        v_lane.verify, v_lane.timeout, v_lane.first_output_timeout, v_lane.idle_timeout
+        c.output_schema, c.permissions, c.verify, c.timeout, c.first_output_timeout, c.idle_timeout, c.allowed_paths, c.network_allow,
+        c.scope_version
+    into v_known, v_draining, v_labels, v_lease, v_login, v_sandbox, v_trouble, v_open,
+        v_lane.lane_id, v_lane.exclusive, v_lane.returned, v_lane.share, v_lane.scope, v_lane.agent, v_lane.limited, v_lane.budgeted,
+        v_lane.agent_max, v_lane.provider, v_lane.account, v_lane.model, v_lane.canary, v_lane.capped, v_lane.adapter, v_lane.settings,
+        v_lane.command, v_lane.result_format, v_lane.system_prompt, v_lane.tools, v_lane.max_turns, v_lane.output_schema,
+        v_lane.permissions, v_lane.verify, v_lane.timeout, v_lane.first_output_timeout, v_lane.idle_timeout, v_lane.allowed_paths,
+        v_lane.network_allow, v_lane.scope_version
     from runners r
     cross join (
         select array_agg(x.lane_id) as lanes, max(x.priority) as highest, min(x.priority) as lowest
         from (select lane_id, priority from open_lanes order by priority desc limit 2) x
     ) o
     left join lateral _lane_with_first_offer(
-        case when o.lanes[2] is null or o.lowest < o.highest then o.lanes[1] end, r.id, r.labels
+        case when o.lanes[2] is null or o.lowest < o.highest then o.lanes[1] end, r.id, r.labels, r.sandbox
     ) c on true
     where r.id = p_runner;
-    if v_known is not true then
+    if v_known is not true or v_sandbox is null then
         raise exception using
             errcode = 'TY007',
             message = format('Runner %s is not registered any more.', p_runner),
             hint = 'Call register_runner() again.',
-            detail = coalesce((select gone_reason from runners where id = p_runner), 'It never was, in this database.');
+            detail = coalesce((
+                select coalesce(gone_reason, 'It does not confine what it runs, as this database asks for.') from runners where id = p_runner
+            ), 'It never was, in this database.');
     end if;
-    if v_draining or not v_open then
+    if v_login <> coalesce(nullif(current_setting('role'), 'none'), session_user) then
+        v_done := _require_own_runner(v_login);
+    end if;
+    if v_draining or not v_open or v_trouble is not null then
         v_done := _tell_held();
         return;
     end if;
@@ -83,10 +93,11 @@ begin
 
     while v_left > 0 loop
         -- Anything but one open lane with a free provider and no limit is looked at more closely.
-        if v_lane.provider is null or v_lane.scope_max is not null or v_lane.agent_max is not null then
-            v_lane := _best_lane(p_runner, v_labels, v_skip);
+        if v_lane.provider is null or v_lane.limited is not null or v_lane.budgeted is not null or v_lane.agent_max is not null then
+            v_lane := _best_lane(p_runner, v_labels, v_sandbox, v_skip);
             exit when v_lane.lane_id is null;
         end if;
+        v_lane.sandbox := v_sandbox;
 
         if v_lane.canary or v_lane.capped then
             -- Somebody else may have sent the canary, or used the last request, a moment ago: then look again, some times.
@@ -110,8 +121,8 @@ begin
 
         -- A fair share of a batch, by weight: one claim of 50 does not hand everything to the first of five scopes.
         v_take := case when v_left = 1 then 1 else least(v_most, greatest(1, ceil(v_left * v_lane.share))::integer) end;
-        if v_lane.scope_max is not null or v_lane.agent_max is not null then
-            v_take := least(v_take, _room(v_lane.scope, v_lane.scope_max, v_lane.agent, v_lane.agent_max, v_waited));
+        if v_lane.limited is not null or v_lane.budgeted is not null or v_lane.agent_max is not null then
+            v_take := least(v_take, _room(v_lane.limited, v_lane.budgeted, v_lane.agent, v_lane.agent_max, v_waited));
             v_waited := true;
         end if;
         v_count := 0;
@@ -147,31 +158,45 @@ comment on function claim_task(bigint, integer) is
 'Claims up to n (1 to 500) tasks for a registered runner and returns all it needs to run them; no row when there is nothing it may run. Errors: TY001, TY006, TY007 (register again), TY010.';
 grant execute on function claim_task(bigint, integer) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
 
-create or replace function _room(p_scope text, p_scope_max integer, p_agent text, p_agent_max integer, p_waited boolean) returns integer
+create or replace function _room(p_limited text[], p_budgeted text[], p_agent text, p_agent_max integer, p_waited boolean) returns integer
 language plpgsql volatile
 as $$
 declare
+    v_waited boolean := p_waited;
+    v_scope text;
     v_room integer := 2147483647;
 begin
     -- Counting and then claiming overshoots; counting under a lock that is held until commit does not. Whoever holds one such
     -- lock already only tries for the next: two claims never wait for each other.
-    if p_scope_max is not null then
-        if not p_waited then
-            perform pg_advisory_xact_lock(742104, hashtext(p_scope));
-        elsif not pg_try_advisory_xact_lock(742104, hashtext(p_scope)) then
+    foreach v_scope in array coalesce(p_limited, '{}') loop
+        if not v_waited then
+            perform pg_advisory_xact_lock(742104, hashtext(v_scope));
+        elsif not pg_try_advisory_xact_lock(742104, hashtext(v_scope)) then
             return 0;
         end if;
-    end if;
+        v_waited := true;
+    end loop;
+    foreach v_scope in array coalesce(p_budgeted, '{}') loop
+        if not v_waited then
+            perform pg_advisory_xact_lock(742110, hashtext(v_scope));
+        elsif not pg_try_advisory_xact_lock(742110, hashtext(v_scope)) then
+            return 0;
+        end if;
+        v_waited := true;
+    end loop;
     if p_agent_max is not null then
-        if not p_waited then
+        if not v_waited then
             perform pg_advisory_xact_lock(742105, hashtext(p_agent));
         elsif not pg_try_advisory_xact_lock(742105, hashtext(p_agent)) then
             return 0;
         end if;
     end if;
     -- Statements of their own, after the locks: each sees what the lock's last holder committed.
-    if p_scope_max is not null then
-        v_room := p_scope_max - (select count(*) from attempts where scope = p_scope and outcome is null);
+    if p_limited is not null then
+        v_room := _scopes_room(p_limited);
+    end if;
+    if p_budgeted is not null and _over_budget(p_budgeted) then
+        return 0;
     end if;
     if p_agent_max is not null then
         v_room := least(v_room, p_agent_max - (select count(*) from attempts where agent = p_agent and outcome is null));
@@ -179,7 +204,19 @@ begin
     return greatest(v_room, 0);
 end
 $$;
-comment on function _room(text, integer, text, integer, boolean) is 'How many more attempts a scope and an agent may run; holds their locks until commit.';
+comment on function _room(text[], text[], text, integer, boolean) is 'How many more attempts scopes, budgets and an agent admit; holds their locks until commit.';
+
+create or replace function _scopes_room(p_limited text[]) returns integer
+language sql stable
+as $$
+    select min(s.max_concurrency - (
+        select count(*) from taskyard.attempts a join taskyard.effective_scopes e on e.name = a.scope
+        where a.outcome is null and s.name = any(e.path)
+    ))::integer
+    from taskyard.scopes s
+    where s.name = any(p_limited)
+$$;
+comment on function _scopes_room(text[]) is 'How many more attempts these scopes admit, each counted with all below it.';
 
 create or replace function _claim_one(p_runner bigint, p_lease interval, p_lane lane_choice) returns claim
 language plpgsql volatile
@@ -223,10 +260,12 @@ begin
     returning prompt, payload, agent, scope, workspace, verify, timeout, output_schema, attempt_count
     into v_task.prompt, v_task.payload, v_task.agent, v_task.scope, v_task.workspace, v_task.verify, v_task.timeout,
         v_task.output_schema, v_task.attempt_count;
-    insert into attempts (id, task_id, number, runner_id, scope, agent, provider, account, model, lease_until, started_at)
+    insert into attempts (
+        id, task_id, number, runner_id, scope, agent, provider, account, model, lease_until, started_at, scope_version, sandbox
+    )
     values (
         v_attempt, v_id, v_task.attempt_count, p_runner, v_task.scope, v_task.agent, p_lane.provider, p_lane.account,
-        p_lane.model, v_now + p_lease, v_now
+        p_lane.model, v_now + p_lease, v_now, p_lane.scope_version, p_lane.sandbox
     );
     v_done := _set_mark(p_lane.lane_id, v_position);
     v_done := _announce('update', array[v_id], 'running');
@@ -235,7 +274,8 @@ begin
         p_lane.provider, p_lane.account, p_lane.model, p_lane.adapter, p_lane.settings, p_lane.command, p_lane.result_format,
         p_lane.system_prompt, p_lane.tools, p_lane.max_turns, coalesce(v_task.output_schema, p_lane.output_schema), p_lane.permissions,
         v_task.workspace, coalesce(v_task.verify, p_lane.verify), coalesce(v_task.timeout, p_lane.timeout),
-        p_lane.first_output_timeout, p_lane.idle_timeout, null::text, null::jsonb, null::text, v_now + p_lease
+        p_lane.first_output_timeout, p_lane.idle_timeout, null::text, null::jsonb, null::text, v_now + p_lease, p_lane.allowed_paths,
+        p_lane.network_allow
     )::claim;
     if v_task.agent = 'auto' then
         v_claim := _routing_claim(v_claim);
@@ -323,16 +363,18 @@ begin
         returning t.*
     ),
     begun as (
-        insert into attempts (id, task_id, number, runner_id, scope, agent, provider, account, model, lease_until, started_at)
+        insert into attempts (
+            id, task_id, number, runner_id, scope, agent, provider, account, model, lease_until, started_at, scope_version, sandbox
+        )
         select taken.attempt_id, taken.id, taken.attempt_count, p_runner, taken.scope, taken.agent,
-            p_lane.provider, p_lane.account, p_lane.model, _now() + p_lease, _now()
+            p_lane.provider, p_lane.account, p_lane.model, _now() + p_lease, _now(), p_lane.scope_version, p_lane.sandbox
         from taken
     )
     select t.attempt_id, t.id, t.attempt_count, t.prompt, t.payload, t.agent, t.scope, p_lane.provider, p_lane.account, p_lane.model,
         p_lane.adapter, p_lane.settings, p_lane.command, p_lane.result_format, p_lane.system_prompt, p_lane.tools, p_lane.max_turns,
         coalesce(t.output_schema, p_lane.output_schema), p_lane.permissions, t.workspace, coalesce(t.verify, p_lane.verify),
         coalesce(t.timeout, p_lane.timeout), p_lane.first_output_timeout, p_lane.idle_timeout, null::text, null::jsonb, null::text,
-        _now() + p_lease
+        _now() + p_lease, p_lane.allowed_paths, p_lane.network_allow
     from taken t;
     v_done := _set_mark(p_lane.lane_id, v_positions[cardinality(v_positions)]);
     v_done := _announce('update', v_ids, 'running');

@@ -7,6 +7,7 @@ declare
     v_count integer;
 begin
     perform _require_role('taskyard_submitter', 'clear limits');
+    perform _require_whole_yard('clear limits');
     if not exists (select from providers where name = p_provider) then
         raise exception using
             errcode = 'TY002',

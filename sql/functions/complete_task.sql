@@ -20,6 +20,8 @@ declare
     v_canary boolean;
     v_agent text;
     v_awaited boolean;
+    v_login text;
+    v_budgeted text[];
     v_workspace text;
     v_ending text := case when p_outcome = 'completed' then 'completed' end;
     v_now timestamptz := _now();
@@ -53,13 +55,21 @@ begin
     set outcome = p_outcome::attempt_outcome, finished_at = v_now, counted = false, exit_code = p_exit_code,
         evidence = left(p_evidence, 20000)
     where id = p_attempt and finished_at is null
-    returning task_id, canary, agent into v_task, v_canary, v_agent;
+    returning task_id, canary, agent, (select r.login from runners r where r.id = runner_id),
+        (select e.budgeted from effective_scopes e where e.name = scope)
+    into v_task, v_canary, v_agent, v_login, v_budgeted;
     if v_task is null then
         perform _lost(p_attempt);
+    end if;
+    if v_login <> coalesce(nullif(current_setting('role'), 'none'), session_user) then
+        v_done := _require_own_runner(v_login);
     end if;
     if p_usage is not null or p_session_id is not null then
         select * into v_attempt from attempts where id = p_attempt;
         perform _note_usage(v_attempt, p_session_id, p_usage);
+    end if;
+    if v_budgeted is not null then
+        perform _charge(array[p_attempt]);
     end if;
     if v_canary and v_ending = 'completed' then
         perform _reopen(p_attempt);
@@ -143,6 +153,9 @@ begin
     elsif v_status = 'queued'
         and v_failures >= coalesce(v_task.max_attempts, (select max_attempts from agents where name = v_task.agent)) then
         v_status := 'failed';
+    elsif v_status in ('queued', 'waiting') then
+        -- Also where it was killed between asking and stopping; and what was decided meanwhile is no reason to wait.
+        v_status := case when _waits(p_attempt.task_id) then 'waiting'::task_status else 'queued' end;
     end if;
     if v_status = 'queued' then
         -- least() before the power, so that the hundredth try does not overflow; a fifth of jitter, so that a herd disperses.
@@ -204,6 +217,9 @@ begin
             message = 'There are not as many results as attempts.',
             hint = 'Give one result per attempt, in the same order, or none at all.';
     end if;
+    perform _require_own_runner(r.login)
+    from (select distinct x.runner_id from attempts x where x.id = any(p_attempts)) a
+    join runners r on r.id = a.runner_id;
     -- More follows from a canary's end, and from the orchestrator's: one by one.
     for r in
         select x.id, g.result
@@ -234,6 +250,7 @@ begin
         for r in select t.id, t.workspace from tasks t where t.id = any(v_ids) and t.workspace is not null order by t.workspace loop
             perform _free_workspace(r.id, r.workspace);
         end loop;
+        perform _charge(v_done);
         perform _lock_end(v_ids, false);
         if exists (select from task_dependencies where depends_on = any(v_ids)) then
             perform _settle_dependents(v_ids);

@@ -25,12 +25,7 @@ declare
 begin
     perform _require_role('taskyard_viewer', 'read tasks');
     select * into v_task from tasks where id = p_id;
-    if not found then
-        raise exception using
-            errcode = 'TY002',
-            message = format('There is no task %s.', p_id),
-            hint = 'See: select * from queue;';
-    end if;
+    perform _require_task(v_task, p_id);
     if v_task.status in ('running') then
         select * into v_attempt from attempts where id = v_task.attempt_id;
         return query
@@ -52,7 +47,7 @@ begin
         when 'completed' then format('Completed %s ago, attempt %s.', _ago(_now() - v_task.finished_at), v_task.attempt_count)
         when 'failed' then format('Failed %s ago: %s', _ago(_now() - v_task.finished_at), v_task.error)
         when 'cancelled' then format('Cancelled %s ago: %s', _ago(_now() - v_task.finished_at), coalesce(v_task.cancel_reason, v_task.error))
-        when 'waiting' then 'Waits for an answer; it holds no slot meanwhile.'
+        when 'waiting' then 'Waits for a human; it holds no slot meanwhile.'
         when 'scheduled' then format(
             'Not before %s (in %s)%s.', to_char(v_task.run_at, 'YYYY-MM-DD HH24:MI:SS'), _ago(v_task.run_at - _now()),
             case when v_task.attempt_count > 0 then format('; attempt %s ended with: %s', v_task.attempt_count, v_task.error) else '' end
@@ -64,6 +59,10 @@ begin
         return query
         select format('Task %s is %s: %s', d.id, d.status, left(d.prompt, 40))
         from tasks d where d.id = any(_unfinished(v_task)) order by d.id limit 20;
+    elsif v_task.status = 'waiting' then
+        return query
+        select format('%s: %s It means no in %s.', a.id, left(a.question, 300), _ago(a.deadline - _now()))
+        from approvals a where a.task_id = p_id and a.decision is null order by a.id;
     elsif v_task.status = 'queued' then
         return query select * from _explain_queued(v_task);
     end if;

@@ -26,6 +26,7 @@ begin
             hint = 'Stop its work and call register_runner() again.',
             detail = coalesce((select gone_reason from runners where id = p_runner), 'It never was, in this database.');
     end if;
+    perform _require_own_runner(v_runner.login);
     -- Narrow and in place (HOT): no index knows lease_until.
     with renewed as (
         update attempts a
@@ -51,6 +52,15 @@ begin
     select t.attempt_id, 'cancel', t.cancel_reason
     from attempts a join tasks t on t.id = a.task_id
     where a.id = any(v_ours) and t.cancel_requested_at is not null and t.attempt_id = a.id;
+    return query
+    select x.attempt_id, 'wait', x.question
+    from (
+        select distinct on (q.attempt_id) q.attempt_id, q.question
+        from approvals q
+        where q.decision is null and q.attempt_id = any(v_ours)
+        order by q.attempt_id, q.id
+    ) x;
+    return query select g.attempt_id, 'release', g.why from _to_give_back(v_ours) g;
     if v_runner.draining then
         return query select null::bigint, 'drain', null::text;
     end if;
@@ -60,5 +70,34 @@ begin
 end
 $$;
 comment on function heartbeat(bigint, bigint[], timestamptz[]) is
-'Renews a runner and all its leases and returns directives: lost (kill the work, write nothing), cancel, drain, tick (call tick() once a second). progress: when each attempt last showed output, in the same order. Errors: TY006, TY007 (register again).';
+'Renews a runner and all its leases and returns directives: lost (kill the work, write nothing), cancel, wait (a human was asked: stop and complete with the outcome waiting), release (stop and give it back: detail says why), drain, tick (call tick() once a second). progress: when each attempt last showed output, in the same order. Errors: TY006, TY007 (register again).';
 grant execute on function heartbeat(bigint, bigint[], timestamptz[]) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
+
+create or replace function _to_give_back(p_attempts bigint[]) returns table (attempt_id bigint, why text)
+language sql stable
+as $$
+    select a.id, case
+        when a.scope_version < e.narrowed_at or a.agent <> all(e.allowed_agents) or a.provider <> all(e.allowed_providers)
+            then format('scope %s was narrowed', a.scope)
+        else format('the budget of scope %s is used up', spent.scope)
+    end
+    from taskyard.attempts a
+    join taskyard.tasks t on t.id = a.task_id and t.attempt_id = a.id
+    join taskyard.effective_scopes e on e.name = a.scope
+    left join lateral (
+        select u.scope
+        from taskyard._budgets_spent(e.budgeted) u
+        join taskyard.budgets b on b.scope = u.scope and b.measure = u.measure and b.period = u.period
+        where e.budgeted is not null and b.stops_running and u.used >= u.amount
+        limit 1
+    ) spent on true
+    where a.id = any(p_attempts) and t.cancel_requested_at is null
+        and (
+            spent.scope is not null
+            or (
+                a.scope_version < e.version
+                and (a.scope_version < e.narrowed_at or a.agent <> all(e.allowed_agents) or a.provider <> all(e.allowed_providers))
+            )
+        )
+$$;
+comment on function _to_give_back(bigint[]) is 'Which running attempts have to stop because their scope does not allow them any more, or has no budget left that lets them go on.';

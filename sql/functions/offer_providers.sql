@@ -11,6 +11,7 @@ begin
             message = format('Runner %s is not registered any more.', p_runner),
             hint = 'Call register_runner() again.';
     end if;
+    perform _require_own_runner(login) from runners where id = p_runner;
     perform _note_offers(p_runner, p_providers);
     perform _wake_runners();
 end

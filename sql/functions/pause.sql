@@ -5,18 +5,13 @@ set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
     perform _require_role('taskyard_submitter', 'pause scopes');
+    perform _require_scope(p_name);
     update scopes set paused_at = coalesce(paused_at, _now()), paused_by = _caller(), paused_reason = p_why where name = p_name;
-    if not found then
-        raise exception using
-            errcode = 'TY002',
-            message = format('There is no scope "%s".', left(p_name, 100)),
-            hint = 'See: select name from scopes;';
-    end if;
     perform _log(null, null, 'scope_paused', jsonb_build_object('scope', p_name, 'why', p_why));
     return format('scope %s is paused; what runs goes on', p_name);
 end
 $$;
-comment on function pause_scope(text, text) is 'Nothing of this scope is claimed until resume_scope(). Errors: TY002, TY006.';
+comment on function pause_scope(text, text) is 'Nothing of this scope and those below it is claimed until resume_scope(). Errors: TY002, TY006.';
 
 create or replace function resume_scope(p_name text) returns text
 language plpgsql volatile
@@ -25,13 +20,8 @@ set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
     perform _require_role('taskyard_submitter', 'resume scopes');
+    perform _require_scope(p_name);
     update scopes set paused_at = null, paused_by = null, paused_reason = null where name = p_name;
-    if not found then
-        raise exception using
-            errcode = 'TY002',
-            message = format('There is no scope "%s".', left(p_name, 100)),
-            hint = 'See: select name from scopes;';
-    end if;
     perform _wake_runners();
     perform _log(null, null, 'scope_resumed', jsonb_build_object('scope', p_name));
     return format('scope %s runs again', p_name);
@@ -46,6 +36,7 @@ set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
     perform _require_role('taskyard_submitter', 'pause providers');
+    perform _require_whole_yard('pause providers');
     update providers set paused_at = coalesce(paused_at, _now()), paused_by = _caller(), paused_reason = p_why where name = p_name;
     if not found then
         raise exception using
@@ -66,6 +57,7 @@ set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
     perform _require_role('taskyard_submitter', 'resume providers');
+    perform _require_whole_yard('resume providers');
     update providers set paused_at = null, paused_by = null, paused_reason = null where name = p_name;
     if not found then
         raise exception using

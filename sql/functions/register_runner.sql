@@ -4,17 +4,18 @@ create or replace function register_runner(
     p_labels text[] default '{}',
     p_providers jsonb default '[{"provider": "command"}]',
     p_version text default '',
-    p_protocol integer default 2,
+    p_protocol integer default 3,
     p_lease interval default interval '60 seconds',
-    p_host text default ''
+    p_host text default '',
+    p_sandbox jsonb default '{"level": "strict"}'
 ) returns bigint
 language plpgsql volatile
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 declare
-    c_protocol constant integer := 2;
-    c_oldest_protocol constant integer := 2;
+    c_protocol constant integer := 3;
+    c_oldest_protocol constant integer := 3; -- those before know no sandbox
     v_old runners;
     v_id bigint;
 begin
@@ -50,6 +51,12 @@ begin
             message = format('A lease of %s is out of range.', p_lease),
             hint = 'Use 2 seconds to 1 day.';
     end if;
+    if coalesce(p_sandbox ->> 'level', '') not in ('strict', 'container', 'none') then
+        raise exception using
+            errcode = 'TY001',
+            message = format('There is no sandbox level "%s".', left(p_sandbox ->> 'level', 100)),
+            hint = 'Levels are strict, container and none.';
+    end if;
 
     perform _ensure_partitions();
     perform pg_advisory_xact_lock(742106, hashtext(p_name));
@@ -64,16 +71,33 @@ begin
         end if;
         perform _give_up_runner(v_old.id, 'another runner took its name');
     end if;
-    insert into runners (name, labels, host, slots, version, lease, login, registered_at, last_seen)
-    values (p_name, coalesce(p_labels, '{}'), left(coalesce(p_host, ''), 200), p_slots, coalesce(p_version, ''), p_lease, _caller(), _now(), _now())
+    insert into runners (name, labels, host, slots, version, lease, login, registered_at, last_seen, sandbox, sandbox_trouble)
+    values (
+        p_name, coalesce(p_labels, '{}'), left(coalesce(p_host, ''), 200), p_slots, coalesce(p_version, ''), p_lease, _caller(), _now(), _now(),
+        p_sandbox ->> 'level', left(p_sandbox ->> 'trouble', 2000)
+    )
     returning id into v_id;
     perform _note_offers(v_id, p_providers);
     return v_id;
 end
 $$;
-comment on function register_runner(text, integer, text[], jsonb, text, integer, interval, text) is
-'Makes a runner known and returns its id. providers: [{provider, account, state, models, loaded, version, detail}]; host: where sessions of agents can be resumed. Errors: TY001, TY002, TY006, TY008 (the name is in use), TY009 (versions too far apart).';
-grant execute on function register_runner(text, integer, text[], jsonb, text, integer, interval, text) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
+comment on function register_runner(text, integer, text[], jsonb, text, integer, interval, text, jsonb) is
+'Makes a runner known and returns its id. providers: [{provider, account, state, models, loaded, version, detail}]; host: where sessions of agents can be resumed; sandbox: {level: strict | container | none, trouble: why it cannot be set up, then nothing is claimed}. Errors: TY001, TY002, TY006, TY008 (the name is in use), TY009 (versions too far apart).';
+grant execute on function register_runner(text, integer, text[], jsonb, text, integer, interval, text, jsonb) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
+
+create or replace function report_sandbox(p_runner bigint, p_trouble text) returns void
+language plpgsql volatile
+security definer
+set search_path = taskyard, pg_catalog, pg_temp
+as $$
+begin
+    perform _require_role('taskyard_runner', 'report on a sandbox');
+    perform _require_own_runner(login) from runners where id = p_runner;
+    update runners set sandbox_trouble = left(p_trouble, 2000) where id = p_runner and gone_at is null;
+end
+$$;
+comment on function report_sandbox(bigint, text) is 'Says why a runner''s sandbox cannot be set up, so that it gets nothing, or null once it can. Errors: TY006.';
+grant execute on function report_sandbox(bigint, text) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
 
 create or replace function hold_runner_lock(p_runner bigint) returns boolean
 language plpgsql volatile
@@ -85,6 +109,7 @@ begin
     if not exists (select from runners where id = p_runner and gone_at is null) then
         return false;
     end if;
+    perform _require_own_runner(login) from runners where id = p_runner;
     if not pg_try_advisory_lock(742100, hashint8(p_runner)) then
         return false;
     end if;
@@ -149,6 +174,7 @@ begin
     if not found then
         return false;
     end if;
+    perform _charge(array[p_attempt]);
     perform _end_badly(v_attempt, null, format('Attempt %s was lost: %s.', v_attempt.number, p_why), null);
     perform _log(v_attempt.task_id, p_attempt, 'taken_back', jsonb_build_object('why', p_why));
     return true;
@@ -163,6 +189,7 @@ set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
     perform _require_role('taskyard_runner', 'retire a runner');
+    perform _require_own_runner(login) from runners where id = p_runner;
     return _give_up_runner(p_runner, 'the runner left');
 end
 $$;
@@ -176,6 +203,7 @@ set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
     perform _require_role('taskyard_runner', 'drain a runner');
+    perform _require_own_runner(login) from runners where name = p_name and gone_at is null;
     update runners set draining = p_draining where name = p_name and gone_at is null;
     if not found then
         raise exception using

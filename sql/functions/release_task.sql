@@ -22,10 +22,16 @@ begin
     if not found then
         perform _lost(p_attempt);
     end if;
+    perform _require_own_attempt(p_attempt);
+    perform _charge(array[p_attempt]);
     select * into v_task from tasks where id = v_attempt.task_id;
     perform _leave(v_task, p_attempt);
     update tasks
-    set status = case when cancel_requested_at is null then 'queued'::task_status else 'cancelled' end,
+    set status = case
+            when cancel_requested_at is not null then 'cancelled'::task_status
+            when _waits(id) then 'waiting'
+            else 'queued'
+        end,
         error = case when cancel_requested_at is null then error else cancel_reason end,
         run_at = case when p_delay > interval '0' then _now() + p_delay else run_at end
     where id = v_task.id

@@ -7,6 +7,7 @@ declare
     v_attempt attempts;
 begin
     perform _require_role('taskyard_runner', 'report sessions');
+    perform _require_own_attempt(p_attempt);
     select * into v_attempt from attempts where id = p_attempt and finished_at is null for no key update;
     if not found then
         perform _lost(p_attempt);
@@ -26,7 +27,11 @@ declare
     v_model text := coalesce(p_usage ->> 'model', p_attempt.model);
     v_cost numeric := (p_usage ->> 'cost_usd')::numeric;
     v_estimate numeric;
+    v_budgeted text[] := (select e.budgeted from effective_scopes e where e.name = p_attempt.scope);
 begin
+    if v_budgeted is not null then
+        perform _spending(v_budgeted);
+    end if;
     -- The first request was counted when it was claimed.
     if v_turns > greatest(coalesce(p_attempt.turns, 1), 1) then
         perform _count_requests(p_attempt.provider, p_attempt.account, v_turns - greatest(coalesce(p_attempt.turns, 1), 1));

@@ -11,12 +11,7 @@ declare
 begin
     perform _require_role('taskyard_submitter', 'retry tasks');
     select * into v_task from tasks where id = p_id for no key update;
-    if not found then
-        raise exception using
-            errcode = 'TY002',
-            message = format('There is no task %s.', p_id),
-            hint = 'See: select * from recently_done;';
-    end if;
+    perform _require_task(v_task, p_id);
     if v_task.status = 'scheduled' then
         update tasks set run_at = null where id = p_id returning status into v_status;
     elsif v_task.status in ('failed', 'cancelled') then

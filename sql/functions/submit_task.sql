@@ -39,6 +39,12 @@ begin
     returning id into v_id;
     if v_id is null then
         select id into v_id from tasks where dedupe_key = p_dedupe_key;
+        if v_id is null then
+            raise exception using
+                errcode = 'TY004',
+                message = 'This dedupe_key is taken.',
+                hint = 'By a task in a scope that is not yours: use another key.';
+        end if;
     end if;
     return v_id;
 end

@@ -52,6 +52,13 @@ begin
         v_done := v_done + 1; -- the caller's own session is not notified by itself
     end if;
     v_done := v_done + _route_without_model();
+    v_done := v_done + _decide_for_silent();
+    if exists (select from budgets) then
+        v_done := v_done + _watch_budgets();
+        if (v_ticked_at at time zone 'UTC')::date < (_now() at time zone 'UTC')::date then
+            perform _wake_runners(); -- a new day, and perhaps a new budget
+        end if;
+    end if;
 
     -- Who is gone?
     if v_ticker.blind_until <= _now() then
@@ -73,6 +80,7 @@ begin
     perform _sweep_lanes();
     if date_trunc('minute', v_ticked_at) < date_trunc('minute', _now()) then
         perform _sweep_blocked();
+        perform _withdraw_questions();
         perform _ensure_partitions();
     end if;
     perform _tell_held();

@@ -1,4 +1,5 @@
--- Screens for psql, 40 columns wide with aligned output: id first, times relative, text cut to fit.
+-- Screens for psql, 40 columns wide with aligned output: id first, times relative, text cut to fit. All with the rights of
+-- whoever looks: row-level security leaves out what is not theirs.
 
 create or replace function _line(p_text text, p_width integer) returns text
 language sql immutable
@@ -24,7 +25,7 @@ $$;
 comment on function _short(bigint) is 'A count for a narrow screen: 950, 12k, 3.4M.';
 grant execute on function _short(bigint) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
 
-create or replace view queue as
+create or replace view queue with (security_invoker = true) as
 select t.id, case when x.state = 'queued' and t.priority <> 0 then 'pri ' || t.priority else x.state end as state, _line(t.prompt, 15) as task
 from (
     select r.task_id, 1 as sort, null::timestamptz as due, 'queued' as state from ready_tasks r
@@ -39,7 +40,7 @@ join tasks t on t.id = x.task_id
 order by x.sort, x.due, t.priority desc, t.queue_position, t.id;
 comment on view queue is 'What has not started: queued by priority, then scheduled by time, then blocked. explain_task(id) says why.';
 
-create or replace view now_running as
+create or replace view now_running with (security_invoker = true) as
 select t.id, _ago(_now() - a.started_at) as since, _line(r.name, 7) as runner, _line(t.prompt, 10) as task
 from attempts a
 join tasks t on t.id = a.task_id
@@ -48,7 +49,7 @@ where a.outcome is null
 order by a.started_at;
 comment on view now_running is 'What runs, oldest first.';
 
-create or replace view recently_done as
+create or replace view recently_done with (security_invoker = true) as
 select t.id, _ago(_now() - t.finished_at) as ago, t.status, _line(coalesce(t.error, t.result #>> '{}', t.prompt), 10) as outcome
 from tasks t
 where t.finished_at is not null
@@ -56,12 +57,14 @@ order by t.finished_at desc, t.id desc
 limit 200;
 comment on view recently_done is 'What ended, latest first: its error, its result, or else its prompt.';
 
-create or replace view fleet as
+create or replace view fleet with (security_invoker = true) as
 select
     _line(r.name, 9) as runner,
     (select count(*) from attempts a where a.runner_id = r.id and a.outcome is null) || '/' || r.slots as busy,
     case
         when r.last_seen < _now() - interval '15 seconds' then _ago(_now() - r.last_seen) || ' ago'
+        when r.sandbox_trouble is not null then 'no jail'
+        when r.sandbox = 'none' then 'bare'
         when r.draining then 'drains'
         else 'up'
     end as state,
@@ -69,9 +72,9 @@ select
 from runners r
 where r.gone_at is null
 order by r.name;
-comment on view fleet is 'The runners: how many of their slots are busy, when a silent one was last heard of, and which local models are in memory there.';
+comment on view fleet is 'The runners: how many of their slots are busy, when a silent one was last heard of, and which local models are in memory there. no jail: its sandbox cannot be set up (runners.sandbox_trouble says why), so it gets nothing; bare: it runs everything without one.';
 
-create or replace view offers as
+create or replace view offers with (security_invoker = true) as
 select
     _line(r.name, 7) as runner,
     _line(rp.provider, 8) as provider,
@@ -83,7 +86,7 @@ where r.gone_at is null
 order by r.name, rp.provider;
 comment on view offers is 'What each runner can run: ready, no login (see runner_providers.detail), missing, or out of reach for a while; and the version of the tool there.';
 
-create or replace view limits as
+create or replace view limits with (security_invoker = true) as
 select
     _line(l.provider, 8) as provider,
     _line(concat_ws(' ', nullif(l.model, ''), nullif(l.window_name, '')), 11) as what,
@@ -110,7 +113,7 @@ left join lateral (
 order by back desc, provider, what;
 comment on view limits is 'Accounts and their limit windows: used percent, and when one that is hot comes back (a question mark: a guess). The whole of it is in provider_limits and provider_caps.';
 
-create or replace view spend as
+create or replace view spend with (security_invoker = true) as
 select
     to_char(a.finished_at, 'MM-DD') as day,
     _line(a.provider, 8) as provider,
@@ -122,7 +125,54 @@ group by date_trunc('day', a.finished_at), to_char(a.finished_at, 'MM-DD'), a.pr
 order by date_trunc('day', a.finished_at) desc, a.provider;
 comment on view spend is 'Tokens read and written, and dollars, by day and provider, latest first; empty where no tool said.';
 
-create or replace view task_history as
+create or replace view inbox with (security_invoker = true) as
+select
+    a.id,
+    case when a.deadline is null then '' else _ago(a.deadline - _now()) end as "left",
+    case when a.task_id is null then a.scope else a.task_id::text end as task,
+    _line(case a.kind when 'permission' then regexp_replace(a.question, '^May it ', '') else a.question end, 17) as asks
+from approvals a
+where
+    a.decision is null
+    and not exists (select from tasks t where t.id = a.task_id and t.status in ('completed', 'failed', 'cancelled'))
+order by a.deadline nulls last, a.id;
+comment on view inbox is 'What waits for you: approve(id), deny(id, ''why'') or answer(id, ''...''). left: until silence means no. In full: select question from approvals where id = 17;';
+
+create or replace view scope_tree with (security_invoker = true) as
+select
+    _line(repeat(' ', 2 * (cardinality(e.path) - 1)) || split_part(e.name, '/', -1), 14) as scope,
+    (
+        select string_agg(case when f.flag = any(e.permissions) then f.letter else '-' end, '' order by f.place)
+        from unnest('{read,write,execute,network,create_child}'::text[], '{r,w,x,n,c}'::text[]) with ordinality f (flag, letter, place)
+    ) as may,
+    (select count(*) from attempts a join effective_scopes b on b.name = a.scope where a.outcome is null and e.name = any(b.path))
+    || coalesce('/' || s.max_concurrency, '') as busy,
+    case
+        when e.paused is not null then 'paused'
+        else coalesce((
+            select max(_percent_used(u.used, u.amount)) || '%' from _budgets_in_reach() u where u.scope = e.name
+        ), '')
+    end as spent
+from effective_scopes e
+join scopes s on s.name = e.name
+order by e.path;
+comment on view scope_tree is 'The scopes with what holds in each: r(ead), w(rite), x(ecute), n(etwork), c(hildren); what runs there and below of how many; how much of its fullest budget is used. In full: select * from effective_scope(''name'');';
+
+create or replace view budget_use with (security_invoker = true) as
+select
+    _line(u.scope, 11) as scope,
+    _line(_budget_text(u.measure, u.period, u.amount), 13) as budget,
+    _percent_used(u.used, u.amount) as used,
+    case
+        when u.used < u.amount then ''
+        when u.period = 'total' then 'over'
+        else _ago(_period_end(u.period) - _now())
+    end as back
+from _budgets_in_reach() u
+order by u.used / greatest(u.amount, 1e-9) desc, u.scope, u.measure, u.period;
+comment on view budget_use is 'Budgets: used percent (more than 100: what ran on when it was used up), and when one that is used up goes on. approve() in the inbox adds as much again.';
+
+create or replace view task_history with (security_invoker = true) as
 select t.id as task_id, t.created_at as at, 'created' as what, t.created_by as who, null::bigint as attempt_id, null::text as detail
 from tasks t
 union all
@@ -142,10 +192,11 @@ comment on view task_history is 'All that happened to a task: where task_id = 17
 
 -- Tables: viewers read, submitters also insert and edit what is theirs to say; everything else goes through verbs.
 grant select on
-tasks, attempts, transcript, task_events, agents, scopes, providers, provider_limits, runners, runner_providers,
+tasks, attempts, transcript, task_events, agents, scopes, effective_scopes, scope_grants, budgets, usage_daily, usage_charges, approvals, artifacts,
+providers, provider_limits, runners, runner_providers,
 outcome_policies, lanes, open_lanes, ready_tasks, scheduled_tasks, task_dependencies, workspace_holders, workspace_waits,
 ticker, schema_migrations, queue, now_running, recently_done, fleet, offers, limits,
-spend, task_history, provider_caps, provider_cap_usage, prices, routing_rules
+spend, task_history, inbox, scope_tree, budget_use, provider_caps, provider_cap_usage, prices, routing_rules
 to taskyard_viewer;
 grant insert (
     prompt, agent, scope, priority, run_at, parent_id, depends_on, on_dependency_failure, payload, workspace, verify,
@@ -156,5 +207,8 @@ grant insert (
 ) on tasks to taskyard_submitter;
 grant insert, update, delete on agents, scopes, providers, provider_limits, outcome_policies, provider_caps, prices, routing_rules
 to taskyard_admin;
+grant insert (scope, measure, period, amount, stops_running), update (amount, stops_running), delete on budgets to taskyard_admin;
 grant delete on tasks to taskyard_admin;
-grant delete on runners, attempts, transcript, task_events to taskyard_admin;
+grant delete on runners, attempts, transcript, task_events, artifacts to taskyard_admin;
+grant execute on function _percent_used(numeric, numeric), _budget_text(text, text, numeric), _amount(text, numeric), _period_end(text), _period_start(text)
+to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;

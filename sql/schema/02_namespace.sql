@@ -10,6 +10,9 @@
 --   workspace_holders, workspace_waits   who has a directory, and who waits for it
 --   runners, runner_providers            the hosts, and what each can run
 --   agents, scopes, providers, provider_limits, outcome_policies   what decides which attempt goes where
+--   effective_scopes  what holds in each scope, with all above it; budgets, usage_daily  what it may spend and has spent
+--   scope_grants      who works in which scopes; approvals  what a human was asked
+--   artifacts         files that attempts left
 --   transcript, task_events              what happened, append-only
 --
 -- One narrow table per reason to wait keeps tasks itself free of indexes on anything that changes while a task runs:

@@ -56,41 +56,6 @@ comment on column agents.timeout is 'Wall clock of one attempt, unless the task 
 comment on column agents.max_attempts is 'Counted attempts before a task fails for good, unless the task sets its own.';
 comment on column agents.max_concurrency is 'Hard limit of attempts running at once in the whole fleet; null: none.';
 
-create table scopes (
-    name text primary key,
-    parent text references scopes (name) on update restrict on delete restrict,
-    may_read boolean,
-    may_write boolean,
-    may_execute boolean,
-    may_network boolean,
-    may_create_child boolean,
-    allowed_paths text[],
-    network_allow text[],
-    allowed_agents text[],
-    allowed_providers text[],
-    max_concurrency integer,
-    max_depth integer,
-    max_children integer,
-    weight integer not null default 1,
-    paused_at timestamptz,
-    paused_by text,
-    paused_reason text,
-    permissions text[] not null default '{}',
-    constraint scopes_name_is_a_path check (name ~ '^[a-z0-9][a-z0-9_./-]{0,99}$'),
-    constraint scopes_parent_is_another check (parent <> name),
-    constraint scopes_only_default_is_root check ((parent is null) = (name = 'default')),
-    constraint scopes_max_concurrency_is_positive check (max_concurrency > 0),
-    constraint scopes_max_depth_in_range check (max_depth between 0 and 100),
-    constraint scopes_max_children_in_range check (max_children >= 0),
-    constraint scopes_weight_in_range check (weight between 1 and 1000)
-);
-create index scopes_parent on scopes (parent);
-comment on table scopes is 'Projects or teams that tasks belong to; the unit of fairness, limits and pausing.';
-comment on column scopes.max_concurrency is 'Hard limit of attempts of this scope running at once in the whole fleet; null: none.';
-comment on column scopes.weight is 'Share of the runners when scopes compete: weight 2 runs twice as much as weight 1.';
-comment on column scopes.permissions is 'What its tasks may do after inheritance, kept up to date by a trigger: read, write, execute, network, create_child.';
-comment on column scopes.paused_at is 'Set by pause_scope(): nothing of this scope is claimed until resume_scope().';
-
 create table outcome_policies (
     outcome text primary key,
     status text not null,
@@ -216,7 +181,10 @@ create table runners (
     gone_at timestamptz,
     gone_reason text,
     host text not null default '',
+    sandbox text,
+    sandbox_trouble text,
     constraint runners_name_is_a_word check (name ~ '^[A-Za-z0-9][A-Za-z0-9_.@:-]{0,99}$'),
+    constraint runners_sandbox_is_known check (sandbox in ('strict', 'container', 'none')),
     constraint runners_slots_in_range check (slots between 1 and 1000),
     constraint runners_lease_in_range check (lease between interval '2 seconds' and interval '1 day')
 ) with (fillfactor = 50);
@@ -224,6 +192,8 @@ create unique index runners_name_is_live_once on runners (name) where gone_at is
 comment on table runners is 'Runner processes, one row per start. Liveness is last_seen and, on a direct connection, a session advisory lock.';
 comment on column runners.host is 'Where it runs: sessions of agents can be resumed there only.';
 comment on column runners.lease is 'How long its attempts outlive its last heartbeat.';
+comment on column runners.sandbox is 'How its children are confined: strict, container, or none; null: a runner from before there was a sandbox, which gets nothing.';
+comment on column runners.sandbox_trouble is 'Why its sandbox cannot be set up; then it claims nothing.';
 comment on column runners.locked is 'It holds a session advisory lock, whose loss proves that its process or host is gone.';
 comment on column runners.draining is 'Finishes what it has and claims nothing more.';
 comment on column runners.gone_at is 'When it left or was given up; its attempts were taken back then.';

@@ -31,6 +31,8 @@ create table attempts (
     finished_at timestamptz,
     cost_estimated boolean not null default false,
     canary boolean not null default false,
+    scope_version bigint not null default 0,
+    sandbox text,
     constraint attempts_end_together check ((outcome is null) = (finished_at is null))
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
 create index attempts_task on attempts (task_id);
@@ -52,6 +54,8 @@ comment on column attempts.turns is 'Answers of the model.';
 comment on column attempts.cost_usd is 'As reported by the tool, else by your own table prices; null where neither says.';
 comment on column attempts.cost_estimated is 'cost_usd comes from the table prices.';
 comment on column attempts.canary is 'The first try of an account after a limit.';
+comment on column attempts.scope_version is 'The version of its scope (effective_scopes) whose permissions it was given.';
+comment on column attempts.sandbox is 'How it was confined: strict, container, or none: as free as the runner''s own user.';
 
 create table transcript (
     attempt_id bigint not null,
@@ -116,7 +120,9 @@ create type claim as (
     session_id text,
     session_usage jsonb,
     note text,
-    lease_until timestamptz
+    lease_until timestamptz,
+    allowed_paths text [],
+    network_allow text []
 );
 comment on type claim is 'Everything that a runner needs for one attempt.';
 
@@ -127,7 +133,8 @@ create type lane_choice as (
     share double precision,
     scope text,
     agent text,
-    scope_max integer,
+    limited text [],
+    budgeted text [],
     agent_max integer,
     provider text,
     account text,
@@ -146,6 +153,10 @@ create type lane_choice as (
     verify text,
     timeout interval,
     first_output_timeout interval,
-    idle_timeout interval
+    idle_timeout interval,
+    allowed_paths text [],
+    network_allow text [],
+    scope_version bigint,
+    sandbox text
 );
 comment on type lane_choice is 'A lane to claim from, with all of its agent and provider that a claim hands out.';

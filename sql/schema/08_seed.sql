@@ -19,8 +19,8 @@ insert into outcome_policies (outcome, status, free_times, backoff, backoff_cap,
 ('handed_off', 'completed', null, '0', '0', null, default, 'another agent goes on'),
 ('unknown', 'queued', 0, '30 seconds', '1 hour', null, default, 'ended in a way that nobody could read');
 
-insert into scopes (name, may_read, may_write, may_execute, may_network, may_create_child, permissions)
-values ('default', true, true, true, true, true, '{read,write,execute,network,create_child}');
+insert into scopes (name, may_read, may_write, may_execute, may_network, may_create_child)
+values ('default', true, true, true, true, true);
 comment on column scopes.parent is 'Null only for the root, default.';
 
 insert into providers (name, adapter) values
@@ -38,7 +38,7 @@ insert into agents (name, description, route, command, system_prompt, timeout) v
 ('gemini', 'Gemini CLI: writes and runs code, reads very long documents.', '{gemini}', null, null, default),
 ('opencode', 'A local model with tools: reads and writes files at no cost.', '{opencode:coder}', null, null, default),
 ('local', 'A local model without tools: answers short questions about the text that it is given.', '{local:coder}', null, null, default),
-('shell', 'Runs the prompt as a shell script on the runner''s host, as the runner''s user.', '{command}', '{sh,-s}', null, default),
+('shell', 'Runs the prompt as a shell script in the runner''s sandbox.', '{command}', '{sh,-s}', null, default),
 (
     'auto', 'Chooses the agent: first by routing_rules, then by the orchestrator model, else the agent default.', '{local:orchestrator}', null,
     'You route tasks to agents. Answer with the one agent that suits the task best.', '1 minute'

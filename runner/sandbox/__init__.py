@@ -1,0 +1,1 @@
+"""What confines a child: the kernel enforces what the database decided."""
