@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo demo-local up test test-slow lint bench clean local-model agent-tools
+.PHONY: demo demo-local up test test-slow test-sandbox lint bench clean local-model agent-tools
 
 demo: $(READY)
 	@$(BIN)/python -m taskyard.runner.demo
@@ -25,6 +25,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+
+test-sandbox: $(READY)
+	$(BIN)/python -m tests.escapes
 
 # The vendors' command-line tools that the tests run, from npm into build/vendor-tools; needs Node.js 20 or newer.
 agent-tools: $(READY)

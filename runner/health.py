@@ -13,7 +13,7 @@ ROLES = ("taskyard_viewer", "taskyard_submitter", "taskyard_runner", "taskyard_a
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """A runner that is registered; seen is how long ago."""
+    """A runner that is registered; seen is how long ago, trouble why its sandbox cannot be set up."""
 
     name: str
     slots: int
@@ -21,6 +21,7 @@ class Runner:
     draining: bool
     seen: timedelta
     silent: bool
+    trouble: str | None
 
 
 def runners(connection: Yard) -> list[Runner]:
@@ -30,7 +31,8 @@ def runners(connection: Yard) -> list[Runner]:
             """
             select r.name, r.slots, r.draining, taskyard._now() - r.last_seen as seen,
                 (select count(*) from taskyard.attempts a where a.runner_id = r.id and a.outcome is null) as busy,
-                r.last_seen < taskyard._now() - least(r.lease, interval '15 seconds') as silent
+                r.last_seen < taskyard._now() - least(r.lease, interval '15 seconds') as silent,
+                r.sandbox_trouble as trouble
             from taskyard.runners r
             where r.gone_at is null
             order by r.name

@@ -14,7 +14,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import DictRow, class_row
 from psycopg.types.json import Jsonb
 
-PROTOCOL = 2  # see register_runner(): the database refuses runners whose protocol it no longer, or not yet, knows
+PROTOCOL = 3  # see register_runner(): the database refuses runners whose protocol it no longer, or not yet, knows
 
 Connection = AsyncConnection[DictRow]
 
@@ -26,7 +26,8 @@ class Claim:
     `permissions` is what its scope allows, of read, write, execute, network, create_child. `session_id` names a
     session on this host to resume, `session_usage` what earlier attempts of that session used ({input_tokens, ...}).
     `note` tells the agent what became of the attempt before: as the next message of a resumed session, else with the
-    prompt.
+    prompt. `allowed_paths` are directories that it may see besides its workspace, `network_allow` the hosts that it may
+    reach (None: any public one), as far as `permissions` go.
     """
 
     attempt_id: int
@@ -57,6 +58,8 @@ class Claim:
     session_usage: dict[str, Any] | None
     note: str | None
     lease_until: datetime
+    allowed_paths: list[str] | None = None
+    network_allow: list[str] | None = None
 
 
 _CLAIM = [field.name for field in fields(Claim)]
@@ -64,10 +67,13 @@ _CLAIM = [field.name for field in fields(Claim)]
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """What a heartbeat brings back: lost and cancel name an attempt; drain and tick are for the runner."""
+    """What a heartbeat brings back: lost, cancel, wait and release name an attempt; drain and tick are for the runner.
+
+    wait: its agent has asked a human. release: its scope does not allow it any more, or has nothing left to spend.
+    """
 
     attempt_id: int | None
-    directive: Literal["lost", "cancel", "drain", "tick"]
+    directive: Literal["lost", "cancel", "wait", "release", "drain", "tick"]
     detail: str | None
 
 
@@ -184,13 +190,23 @@ async def register_runner(
     version: str,
     lease: timedelta,
     host: str,
+    sandbox: dict[str, str],
 ) -> int:
-    """Make this runner known; returns its id. providers: see offer_providers; host: where sessions can be resumed."""
+    """Make this runner known; returns its id.
+
+    providers: see offer_providers; host: where sessions can be resumed; sandbox: {level, trouble}, trouble only where
+    it cannot be set up.
+    """
     return await _value(
         connection,
-        "select taskyard.register_runner(%s, %s, %s, %s, %s, %s, %s, %s)",
-        (name, slots, labels, Jsonb(storable(providers)), version, PROTOCOL, lease, host),
+        "select taskyard.register_runner(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (name, slots, labels, Jsonb(storable(providers)), version, PROTOCOL, lease, host, Jsonb(storable(sandbox))),
     )
+
+
+async def report_sandbox(connection: Connection, runner: int, trouble: str | None) -> None:
+    """Say why the sandbox cannot be set up, so that nothing is claimed, or None once it can."""
+    await connection.execute("select taskyard.report_sandbox(%s, %s)", (runner, storable(trouble)))
 
 
 async def offer_providers(connection: Connection, runner: int, providers: list[dict[str, Any]]) -> None:
@@ -241,15 +257,24 @@ async def complete_task(connection: Connection, attempt: int, ending: Ending) ->
     )
 
 
-async def release_task(connection: Connection, attempt: int, why: str) -> str:
-    """Give the task back unharmed."""
-    return await _value(connection, "select taskyard.release_task(%s, %s)", (attempt, why))
+async def release_task(connection: Connection, attempt: int, why: str, delay: timedelta = timedelta(0)) -> str:
+    """Give the task back unharmed, to be claimed again after the delay."""
+    return await _value(connection, "select taskyard.release_task(%s, %s, %s)", (attempt, storable(why), delay))
 
 
 async def append_transcript(connection: Connection, attempt: int, events: list[Event]) -> int:
     """Add to the transcript; events that are there already do no harm. Returns how many were new."""
     rows = [{"seq": e.seq, "at": e.at.isoformat(), "kind": e.kind, "body": e.body, "data": e.data} for e in events]
     return await _value(connection, "select taskyard.append_transcript(%s, %s)", (attempt, Jsonb(storable(rows))))
+
+
+async def add_artifact(
+    connection: Connection, attempt: int, path: str, size: int, sha256: str, content: bytes | None
+) -> None:
+    """Keep a file that the attempt left; without content where it is too large."""
+    await connection.execute(
+        "select taskyard.add_artifact(%s, %s, %s, %s, %s)", (attempt, storable(path), size, sha256, content)
+    )
 
 
 async def report_session(connection: Connection, attempt: int, session: str | None, usage: Usage | None) -> None:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 
+from taskyard.runner.sandbox.account import agent_account
+
 TASKYARD = str(Path(sys.executable).with_name("taskyard"))
 
 
@@ -20,6 +22,29 @@ def until(condition: Callable[[], object], seconds: float = 20.0, what: str = ""
         assert elapsed < seconds, f"waited {seconds:.0f} s in vain {what}"
         time.sleep(0.02)
     return time.monotonic() - started
+
+
+def at_work(*words: str) -> list[int]:
+    """Processes of this host, jailed ones too, whose command line is these words at its end."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if (
+                    tuple((entry / "cmdline").read_bytes().decode(errors="replace").split("\0")[:-1][-len(words) :])
+                    == words
+                ):
+                    found.append(int(entry.name))
+    return found
+
+
+def open_to_agents(folder: Path) -> Path:
+    """Make the folder; where tests run as root, agents are an account of their own and get it."""
+    folder.mkdir(exist_ok=True)
+    account = agent_account()
+    if account.switch:
+        os.chown(folder, account.uid, account.gid)
+    return folder
 
 
 class Runner:

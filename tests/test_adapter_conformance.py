@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from taskyard.runner.adapters import Adapter, BadSettings, Exit, Said, Seen
+from taskyard.runner.adapters import Adapter, BadSettings, Exit, Launch, Run, Said, Seen
 from taskyard.runner.adapters.registry import built_in
 from taskyard.runner.adapters.tools import json_line
 from taskyard.runner.verbs import Ending, Usage, Window, storable
@@ -242,3 +244,134 @@ def test_probe_never_tells_a_secret(adapter: Adapter, tmp_path: Path) -> None:
 def test_unknown_setting_is_refused_by_name(adapter: Adapter, tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="colour"):
         adapter.probe({"colour": "red"}, a_host(tmp_path / "bin"))
+
+
+GATEWAY = "http://127.0.0.1:3101"
+HIDDEN = "marker-of-a-secret"  # a part of every key below
+VARIABLES = (
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_AUTH_TOKEN",
+    "CLAUDE_CODE_OAUTH_TOKEN",
+    "CODEX_API_KEY",
+    "OPENAI_API_KEY",
+    "GEMINI_API_KEY",
+    "MINE",
+)
+# Every way to have a key, for each adapter: settings, and what the runner's environment has besides the tools.
+KEYED: list[tuple[str, dict[str, Any], dict[str, str]]] = [
+    *(("claude", {}, {name: f"{HIDDEN}-{name}"}) for name in VARIABLES[:3]),
+    ("claude", {"api_key_env": "MINE"}, {"MINE": f"sk-ant-oat01-{HIDDEN}"}),
+    ("claude", {"api_key_env": "MINE", "base_url": "https://llm.example.org"}, {"MINE": HIDDEN}),
+    ("codex", {}, {"CODEX_API_KEY": HIDDEN}),
+    ("codex", {"api_key_env": "MINE", "base_url": "https://llm.example.org/v1"}, {"MINE": HIDDEN}),
+    ("codex", {}, {"auth.json": HIDDEN}),
+    ("gemini", {}, {"GEMINI_API_KEY": HIDDEN}),
+    ("gemini", {"api_key_env": "MINE", "base_url": "https://llm.example.org"}, {"MINE": HIDDEN}),
+    ("gemini", {}, {"GOOGLE_GENAI_USE_VERTEXAI": "true", "GOOGLE_API_KEY": HIDDEN, "GOOGLE_OTHER_SECRET": HIDDEN}),
+    ("openai", {"api_key_env": "MINE"}, {"MINE": HIDDEN}),
+    ("opencode", {"api_key_env": "MINE"}, {"MINE": HIDDEN}),
+    ("qwen", {}, {"OPENAI_API_KEY": HIDDEN}),
+    ("qwen", {"api_key_env": "MINE", "base_url": "https://llm.example.org/v1"}, {"MINE": HIDDEN}),
+]
+
+
+def jailed(run: Run) -> Run:
+    """The same run, in a sandbox; the runner's own folder is beside the run's."""
+    return replace(run, gateway=GATEWAY, environ={"TASKYARD_HOME": str(run.home.parent / "yard"), **run.environ})
+
+
+def a_keyed_run(folder: Path, name: str, settings: dict[str, Any], environ: dict[str, str]) -> Run:
+    host = {n: text for n, text in a_host(folder / "bin").items() if n in ("PATH", "HOME")}
+    environ = dict(environ)
+    if key := environ.pop("auth.json", None):
+        (folder / "bin" / ".codex").mkdir()
+        (folder / "bin" / ".codex" / "auth.json").write_text(json.dumps({"OPENAI_API_KEY": key}))
+    return a_run(
+        folder, {**host, **environ}, model="a-model", settings=settings, system_prompt="Be brief.", output_schema={}
+    )
+
+
+def told(launch: Launch, run: Run) -> str:
+    """All that the child can read."""
+    files = [path.read_text() for path in run.home.rglob("*") if path.is_file()]
+    return "\n".join([*launch.argv, launch.stdin.decode(), *launch.env, *launch.env.values(), *files])
+
+
+@pytest.mark.parametrize(("name", "settings", "environ"), KEYED, ids=lambda v: v if isinstance(v, str) else None)
+def test_key_stays_with_the_gateway(
+    name: str, settings: dict[str, Any], environ: dict[str, str], tmp_path: Path
+) -> None:
+    run = a_keyed_run(tmp_path, name, settings, environ)
+    launch = ADAPTERS[name].prepare(jailed(run))
+    assert launch.upstream is not None
+    (credential,) = launch.upstream.headers.values()
+    assert HIDDEN in credential
+    assert HIDDEN not in told(launch, run) and HIDDEN not in launch.upstream.url
+    assert GATEWAY in told(launch, run)
+    assert "example.org" not in told(launch, run)
+    assert launch.upstream.url.startswith(settings.get("base_url", "http"))
+    assert (launch.hosts, launch.shared) == ((), ())
+    assert HIDDEN in told(ADAPTERS[name].prepare(run), run) or "auth.json" in environ
+
+
+@pytest.mark.parametrize("name", ["claude", "codex", "gemini", "openai", "opencode", "qwen"])
+def test_local_server_without_a_key_is_behind_the_gateway_too(name: str, tmp_path: Path) -> None:
+    run = a_keyed_run(tmp_path, name, {"base_url": "http://127.0.0.1:8080/v1"}, {})
+    launch = ADAPTERS[name].prepare(jailed(run))
+    assert launch.upstream is not None and launch.upstream.url == "http://127.0.0.1:8080/v1"
+    assert ":8080" not in told(launch, run) and GATEWAY in told(launch, run)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=lambda a: a.name)
+def test_without_a_sandbox_nothing_of_it_is_asked_for(adapter: Adapter, tmp_path: Path) -> None:
+    command = ["cat"] if adapter.name == "command" else None
+    run = a_run(tmp_path, a_host(tmp_path / "bin"), model="a-model", command=command)
+    launch = adapter.prepare(run)
+    assert (launch.upstream, launch.hosts, launch.programs, launch.shared) == (None, (), (), ())
+    adapter.settle(run)
+    assert not (tmp_path / "yard").exists()
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=lambda a: a.name)
+def test_settling_never_raises(adapter: Adapter, tmp_path: Path) -> None:
+    for settings in ({}, {"home": str(tmp_path / "nowhere")}, {"colour": "red"}):
+        adapter.settle(jailed(a_run(tmp_path, {"HOME": str(tmp_path)}, settings=settings)))
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+@pytest.mark.parametrize("plant", ["link", "folder link", "pipe"])
+def test_what_an_agent_planted_in_the_folder_is_never_followed(name: str, plant: str, tmp_path: Path) -> None:
+    run = jailed(a_keyed_run(tmp_path, name, {}, {variable: HIDDEN for variable in VARIABLES}))
+    adapter = STRUCTURED[name]
+    adapter.prepare(run)
+    written = sorted(path.relative_to(run.home) for path in run.home.rglob("*"))
+    victims = tmp_path / "victims"
+    (victims / "folder").mkdir(parents=True)
+    (victims / "file").write_text("untouched")
+    for path in {Path(part) for part in written} | {Path("auth.json"), Path(".claude.json"), Path("sessions")}:
+        _plant(run.home / path, victims, plant, run.home)
+    adapter.prepare(run)
+    reading = adapter.read(run)
+    reading.line('{"type": "thread.started", "thread_id": "t"}')
+    assert reading.ending(Exit(1, "", "")).outcome in OUTCOMES
+    adapter.settle(run)
+    assert (victims / "file").read_text() == "untouched"
+    assert [path.name for path in sorted(victims.rglob("*"))] == ["file", "folder"]
+
+
+def _plant(path: Path, victims: Path, plant: str, home: Path) -> None:
+    """Put something in the place of what the adapter writes, or of the folder that it writes that into."""
+    if plant == "folder link" and path.parent != home:
+        path = path.parent
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_dir():
+        if any(path.iterdir()) and plant != "folder link":
+            return  # a folder with something in it: its files are planted themselves
+        shutil.rmtree(path)
+    if not path.parent.is_dir() or path.parent.is_symlink():
+        return
+    if plant == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(victims / ("folder" if plant == "folder link" else "file"))

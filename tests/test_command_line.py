@@ -167,7 +167,7 @@ def test_a_list_can_be_narrowed(yard18: Yard) -> None:
     mine = insert(db)
     default = insert(db, agent="default")
     scoped = value(db, "insert into tasks (prompt, agent, scope) values ('x', 'shell', 'web') returning id")
-    other = int(taskyard(yard18.login("ann", "submitter"), "submit", "hers", "--agent", "shell").stdout)
+    other = int(taskyard(yard18.login("ann", "submitter", "default"), "submit", "hers", "--agent", "shell").stdout)
     Worker(db).claim()
     db.execute("select cancel_task(%s)", (default,))
 

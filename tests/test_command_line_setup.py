@@ -11,6 +11,7 @@ from psycopg import sql
 
 from taskyard.runner.cli import doctor
 from taskyard.runner.health import Runner
+from taskyard.runner.sandbox.levels import Confinement
 
 from .command_line import Worker, insert, taskyard
 from .conftest import Yard, value
@@ -129,11 +130,19 @@ def test_an_old_transaction_is_a_problem_and_hidden_ones_are_a_remark() -> None:
 
 
 def test_a_runner_that_fell_silent_is_a_problem() -> None:
-    up = Runner("a", 2, 1, False, timedelta(seconds=3), silent=False)
-    silent = Runner("b", 2, 0, True, timedelta(seconds=40), silent=True)
+    up = Runner("a", 2, 1, False, timedelta(seconds=3), silent=False, trouble=None)
+    silent = Runner("b", 2, 0, True, timedelta(seconds=40), silent=True, trouble=None)
     assert doctor.judge_runners([up]).state == "ok"
     found = doctor.judge_runners([up, silent])
     assert (found.state, found.found) == ("problem", "a 1/2, seen 3s ago; b 0/2, draining, seen 40s ago")
+
+
+def test_a_runner_without_a_sandbox_is_a_problem() -> None:
+    bare = Runner("a", 2, 0, False, timedelta(seconds=3), silent=False, trouble="bwrap is not installed.")
+    found = doctor.judge_runners([bare])
+    assert (found.state, "a has no sandbox, so it gets nothing: bwrap" in found.found) == ("problem", True)
+    here = doctor.judge_sandbox(Confinement("strict", trouble="bwrap is not installed.\napt install bubblewrap"))
+    assert (here.state, here.cure) == ("remark", "apt install bubblewrap")
 
 
 def test_the_schema_is_current_old_or_from_the_future() -> None:

@@ -15,8 +15,8 @@ from taskyard.runner.install import install
 from taskyard.runner.postgres import Cluster
 
 from .conftest import Yard, column, rows, value
-from .fleet import Fleet, fleet_on, until
-from .test_runner import alive, status, submit
+from .fleet import Fleet, at_work, fleet_on, until
+from .test_runner import status, submit
 
 
 @pytest.fixture
@@ -53,25 +53,22 @@ def test_tasks_of_a_killed_runner_run_elsewhere_within_15_seconds(fleet: Fleet, 
     )
 
 
-def test_a_runner_that_was_stopped_and_wakes_after_its_lease_can_write_nothing(
-    fleet: Fleet, yard18: Yard, tmp_path: Path
-) -> None:
+def test_a_runner_that_was_stopped_and_wakes_after_its_lease_can_write_nothing(fleet: Fleet, yard18: Yard) -> None:
     sql = yard18.connect()
     sleeper = fleet.start("sleeper", "--slots", "1", "--lease", "3s")
-    pid_file = tmp_path / "pid"
     task = submit(
         sql,
-        f'if test "$TASKYARD_ATTEMPT" = 1; then echo $$ > {pid_file}; while :; do echo noise; sleep 0.1; done; fi; echo second',
+        'if test "$TASKYARD_ATTEMPT" = 1; then sleep 306.25 & while :; do echo noise; sleep 0.1; done; fi; echo second',
         max_attempts=1,
     )
-    until(lambda: pid_file.exists() and pid_file.read_text().strip())
+    until(lambda: at_work("sleep", "306.25"))
     sleeper.signal(signal.SIGSTOP)
     fleet.start("other", "--slots", "1")
     until(lambda: status(sql, task) == "completed", 25, "for the other runner")
     before = rows(sql, "select * from tasks"), value(sql, "select count(*) from transcript")
-    assert alive(int(pid_file.read_text())), "a stopped runner cannot stop its child: that is what the fence is for"
+    assert at_work("sleep", "306.25"), "a stopped runner cannot stop its child: that is what the fence is for"
     sleeper.signal(signal.SIGCONT)
-    until(lambda: not alive(int(pid_file.read_text())), 10, "for the lost child to be killed")
+    until(lambda: not at_work("sleep", "306.25"), 10, "for the lost child to be killed")
     until(
         lambda: value(sql, "select count(*) from runners where name = 'sleeper'") == 2, 10, "for it to register again"
     )

@@ -1,8 +1,6 @@
 """What a runner promises about the work it starts."""
 
-import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from psycopg import Connection
 from psycopg.rows import DictRow
 
 from .conftest import Yard, column, rows, value
-from .fleet import Fleet, fleet_on, until
+from .fleet import Fleet, at_work, fleet_on, open_to_agents, until
 
 
 @pytest.fixture
@@ -43,13 +41,6 @@ def status(sql: Connection[DictRow], task: int) -> str:
 def ended(sql: Connection[DictRow], task: int, seconds: float = 20) -> dict[str, object]:
     until(lambda: value(sql, "select finished_at from tasks where id = %s", task), seconds, f"for task {task}")
     return rows(sql, "select * from tasks where id = %s", task)[0]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_plain_insert_is_run_and_its_output_is_the_result(fleet: Fleet, sql: Connection[DictRow]) -> None:
@@ -122,39 +113,31 @@ def test_a_command_that_does_not_exist_fails_with_a_sentence(fleet: Fleet, sql: 
     assert "No such file" in str(ended(sql, 1)["error"])
 
 
-def test_past_its_timeout_the_whole_group_is_ended(fleet: Fleet, sql: Connection[DictRow], tmp_path: Path) -> None:
+def test_past_its_timeout_all_that_it_started_is_ended(fleet: Fleet, sql: Connection[DictRow]) -> None:
     fleet.start("a")
-    pids = tmp_path / "pids"
-    task = submit(
-        sql,
-        f"trap '' TERM; (trap '' TERM; echo $$ >> {pids}; exec sleep 301) & echo $! >> {pids}; wait; sleep 302",
-        timeout="1 second",
-    )
+    task = submit(sql, "trap '' TERM; (trap '' TERM; exec sleep 301.25) & wait; sleep 302.25", timeout="2 seconds")
+    until(lambda: at_work("sleep", "301.25"), 5)
     assert "Stopped after" in str(ended(sql, task)["error"])
     assert value(sql, "select outcome from attempts") == "timed_out"
-    until(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()), 5, "for the group to be gone")
+    assert at_work("sleep", "301.25") + at_work("sleep", "302.25") == []
 
 
-def test_a_background_process_does_not_keep_the_task_and_does_not_stay(
-    fleet: Fleet, sql: Connection[DictRow], tmp_path: Path
-) -> None:
+def test_a_background_process_does_not_keep_the_task_and_does_not_stay(fleet: Fleet, sql: Connection[DictRow]) -> None:
     fleet.start("a")
-    pid_file = tmp_path / "pid"
-    task = ended(sql, submit(sql, f"sleep 300 & echo $! > {pid_file}; echo done"), 10)
-    assert task["result"] == "done"
-    until(lambda: not alive(int(pid_file.read_text())), 5, "for the straggler to be gone")
+    task = submit(sql, "setsid sleep 303.25 & sleep 1; echo done")
+    until(lambda: at_work("sleep", "303.25"), 5)
+    assert ended(sql, task, 10)["result"] == "done"
+    assert at_work("sleep", "303.25") == []
 
 
-def test_a_running_task_is_cancelled_at_once(fleet: Fleet, sql: Connection[DictRow], tmp_path: Path) -> None:
+def test_a_running_task_is_cancelled_at_once(fleet: Fleet, sql: Connection[DictRow]) -> None:
     fleet.start("a")
-    pid_file = tmp_path / "pid"
-    task = submit(sql, f"echo $$ > {pid_file}; sleep 300")
-    until(pid_file.exists)
-    until(lambda: pid_file.read_text().strip())
+    task = submit(sql, "sleep 304.25")
+    until(lambda: at_work("sleep", "304.25"))
     assert value(sql, "select cancel_task(%s, 'enough')", task) == "stopping"
     took = until(lambda: status(sql, task) == "cancelled", 10)
     assert took < 3, f"the notification should beat the next heartbeat, but it took {took:.1f} s"
-    assert not alive(int(pid_file.read_text()))
+    assert at_work("sleep", "304.25") == []
     assert value(sql, "select error from tasks") == "enough"
 
 
@@ -177,8 +160,7 @@ def test_a_workspace_is_used_and_kept_and_a_scratch_directory_goes(
     fleet: Fleet, sql: Connection[DictRow], tmp_path: Path
 ) -> None:
     fleet.start("a")
-    workspace = tmp_path / "project"
-    workspace.mkdir()
+    workspace = open_to_agents(tmp_path / "project")
     ended(sql, submit(sql, "pwd > here", workspace=str(workspace)))
     assert (workspace / "here").read_text().strip() == str(workspace)
     scratch = str(ended(sql, submit(sql, "touch file; pwd"))["result"])
@@ -252,17 +234,10 @@ def test_a_runner_at_rest_needs_less_than_80_mb(fleet: Fleet, sql: Connection[Di
     assert runner.memory() < 80e6
 
 
-def test_an_agent_cannot_outlive_a_killed_runner(fleet: Fleet, sql: Connection[DictRow], tmp_path: Path) -> None:
+def test_an_agent_cannot_outlive_a_killed_runner(fleet: Fleet, sql: Connection[DictRow]) -> None:
     runner = fleet.start("a")
-    pid_file = tmp_path / "pid"
-    submit(sql, f"echo $$ > {pid_file}; sleep 300")
-    until(lambda: pid_file.exists() and pid_file.read_text().strip())
+    submit(sql, "sleep 305.25")
+    until(lambda: at_work("sleep", "305.25"))
     runner.kill()
-    took = until(lambda: not alive(int(pid_file.read_text())), 10)
-    assert took < 4
-
-
-def test_the_shell_of_the_tests_is_real(tmp_path: Path) -> None:
-    """The tests above lean on sh and /proc; say so clearly where they are missing."""
-    assert subprocess.run(["sh", "-c", "exit 3"], check=False).returncode == 3
-    assert alive(os.getpid())
+    took = until(lambda: not at_work("sleep", "305.25"), 10)
+    assert took < 1

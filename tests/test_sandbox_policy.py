@@ -29,13 +29,18 @@ TASK_HOME = Path("/var/lib/taskyard/task")
 MERGED = System(("/usr",), {"/bin": "usr/bin", "/lib": "usr/lib", "/lib64": "usr/lib64"})
 
 
-def policy(*mounts: Mount, workspace: Path = SPACE) -> Policy:
-    return Policy(workspace, TASK_HOME, mounts or (Mount(SPACE, writable=True),))
+def policy(*mounts: Mount, protected: tuple[str, ...] = ()) -> Policy:
+    return Policy(SPACE, TASK_HOME, mounts or (Mount(SPACE, writable=True),), protected)
 
 
-def places(*mounts: Mount, protected: tuple[Path, ...] = ()) -> list[tuple[str, bool]]:
+def laid_out(*mounts: Mount, protected: tuple[str, ...] = ()) -> tuple[Mount, ...]:
+    """On a host where everything exists."""
+    return layout(policy(*mounts, protected=protected), lambda path: True)
+
+
+def places(*mounts: Mount, protected: tuple[str, ...] = ()) -> list[tuple[str, bool]]:
     """All but home, as (path, writable) in the order of mounting."""
-    made = layout(policy(*mounts), protected)
+    made = laid_out(*mounts, protected=protected)
     return [(str(mount.place), mount.writable) for mount in made if mount.place != HOME]
 
 
@@ -48,7 +53,7 @@ def pairs(words: list[str], option: str) -> list[tuple[str, str]]:
 
 
 def test_home_is_the_tasks_own_folder_and_writable() -> None:
-    home = next(mount for mount in layout(policy()) if mount.place == HOME)
+    home = next(mount for mount in laid_out() if mount.place == HOME)
     assert (home.source, home.writable) == (TASK_HOME, True)
 
 
@@ -58,7 +63,7 @@ def test_shallow_mounts_are_made_before_those_within_them() -> None:
 
 
 def test_what_is_protected_is_read_only_and_the_folders_above_it_are_pinned() -> None:
-    assert places(protected=(SPACE / ".git/hooks",)) == [
+    assert places(protected=(".git/hooks",)) == [
         (str(SPACE), True),
         (str(SPACE / ".git"), True),
         (str(SPACE / ".git/hooks"), False),
@@ -66,7 +71,7 @@ def test_what_is_protected_is_read_only_and_the_folders_above_it_are_pinned() ->
 
 
 def test_a_workspace_within_a_wider_grant_cannot_be_moved_with_what_it_protects() -> None:
-    assert places(Mount(OTHER, writable=True), protected=(SPACE / ".mcp.json",)) == [
+    assert places(Mount(OTHER, writable=True), protected=(".mcp.json",)) == [
         (str(OTHER), True),
         (str(SPACE), True),
         (str(SPACE / ".mcp.json"), False),
@@ -80,12 +85,17 @@ def test_pins_reach_up_through_writable_mounts_within_writable_mounts() -> None:
 
 def test_a_protected_name_stays_read_only_whatever_else_is_granted() -> None:
     mounts = (Mount(SPACE, writable=True), Mount(SPACE / ".claude", writable=True))
-    assert places(*mounts, protected=(SPACE / ".claude",))[-1] == (str(SPACE / ".claude"), False)
+    assert places(*mounts, protected=(".claude",))[-1] == (str(SPACE / ".claude"), False)
+
+
+def test_a_protected_name_that_does_not_exist_is_not_mounted() -> None:
+    made = layout(policy(protected=(".git/config", ".mcp.json")), lambda path: path.name == "config")
+    assert [mount.place for mount in made if not mount.writable] == [SPACE / ".git/config"]
 
 
 def test_pins_show_the_folder_of_the_host_that_is_seen_there() -> None:
     mounts = (Mount(Path("/data/x"), writable=True, at=SPACE),)
-    made = layout(policy(*mounts), [SPACE / ".git/config"])
+    made = laid_out(*mounts, protected=(".git/config",))
     assert {mount.place: mount.source for mount in made}[SPACE / ".git"] == Path("/data/x/.git")
 
 
@@ -95,12 +105,12 @@ def test_grants_of_the_same_folder_add_up() -> None:
 
 def test_two_folders_at_one_place_are_refused() -> None:
     with pytest.raises(ValueError, match="Two different folders"):
-        layout(policy(Mount(SPACE), Mount(OTHER, at=SPACE)))
+        laid_out(Mount(SPACE), Mount(OTHER, at=SPACE))
 
 
 def test_a_workspace_that_is_not_granted_is_refused() -> None:
     with pytest.raises(ValueError, match="not among what the task may see"):
-        layout(policy(Mount(Path("/srv/project/space-2"), writable=True)))
+        laid_out(Mount(Path("/srv/project/space-2"), writable=True))
 
 
 @pytest.mark.parametrize(
@@ -128,13 +138,13 @@ def test_a_workspace_that_is_not_granted_is_refused() -> None:
 )
 def test_what_is_the_systems_or_the_jails_own_cannot_be_mounted_over(mount: Mount) -> None:
     with pytest.raises(ValueError, match=r"cannot be|not an absolute path"):
-        layout(policy(Mount(SPACE, writable=True), mount))
+        laid_out(Mount(SPACE, writable=True), mount)
 
 
-@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/etc/passwd"])
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "/etc/passwd", "."])
 def test_a_protected_name_outside_of_the_workspace_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="not in the workspace"):
-        layout(policy(), [SPACE / name])
+    with pytest.raises(ValueError, match="not a name in the workspace"):
+        laid_out(protected=(name,))
 
 
 def test_every_namespace_is_its_own_always() -> None:
@@ -190,7 +200,7 @@ def test_temporary_folders_have_a_size() -> None:
 
 def test_the_command_shows_no_path_of_the_host() -> None:
     words = argv("/usr/bin/bwrap", 30, Python(Path("/usr/bin/python3"), None), 31, 32)
-    assert words == "/usr/bin/bwrap --args 30 -- /usr/bin/python3 -I -S /run/taskyard/shim.py 31 32".split()
+    assert " ".join(words) == "/usr/bin/bwrap --args 30 -- /usr/bin/python3 -I -S /run/taskyard/shim.py 31 32"
 
 
 def test_home_and_user_are_the_jails_whatever_the_environment_says() -> None:
@@ -215,7 +225,9 @@ def test_the_jail_knows_one_user_and_itself() -> None:
 
 def decide(program: bytes, number: int, *arguments: int, audit: int) -> int:
     """Run a filter as the kernel does, for the few instructions that these have."""
-    data = struct.pack("=iIQ6Q", struct.unpack("=i", struct.pack("=I", number))[0], audit, 0, *arguments, *[0] * (6 - len(arguments)))
+    data = struct.pack(
+        "=iIQ6Q", struct.unpack("=i", struct.pack("=I", number))[0], audit, 0, *arguments, *[0] * (6 - len(arguments))
+    )
     at, loaded = 0, 0
     while True:
         code, true, false, operand = struct.unpack_from("=HBBI", program, 8 * at)
@@ -243,7 +255,9 @@ def machine(request: pytest.FixtureRequest) -> seccomp.Machine:
 
 def test_calls_that_reach_beyond_the_jail_are_refused(machine: seccomp.Machine) -> None:
     program = seccomp.program(machine)
-    assert {"ptrace", "bpf", "keyctl", "mount", "unshare", "setns", "io_uring_setup", "pidfd_getfd"} <= set(machine.refused)
+    assert {"ptrace", "bpf", "keyctl", "mount", "unshare", "setns", "io_uring_setup", "pidfd_getfd"} <= set(
+        machine.refused
+    )
     for name, number in machine.refused.items():
         assert decide(program, number, audit=machine.audit) == refused(errno.EPERM), name
 
@@ -360,7 +374,12 @@ def test_a_processor_without_a_table_is_refused() -> None:
             "AppArmor",
             "/etc/apparmor.d/bwrap",
         ),
-        ("bwrap: setting up uid map: Permission denied", Facts(apparmor_restricts=0), "this account", "security module"),
+        (
+            "bwrap: setting up uid map: Permission denied",
+            Facts(apparmor_restricts=0),
+            "this account",
+            "security module",
+        ),
         ("bwrap: Unknown option --bind-fd", Facts(), "too old", "taskyard[sandbox]"),
         (
             "bwrap: Can't find source path /proc/self/fd/9: Permission denied",

@@ -17,12 +17,15 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from taskyard.runner.adapters import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Seen
+from taskyard.runner.adapters import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Seen, Upstream
+from taskyard.runner.adapters.confined import PLACEHOLDER, bearer
 from taskyard.runner.adapters.models import account
+from taskyard.runner.adapters.programs import start
 from taskyard.runner.adapters.prompts import message
 from taskyard.runner.adapters.tools import ToolSettings, count, find, gist, json_line, said, version
 from taskyard.runner.verbs import Ending, Usage, Window
 
+OPENAI = "https://api.openai.com/v1"
 # The tool does not pass on the HTTP status: it is only in its own words, at the beginning of them.
 API_ERROR = re.compile(r"\A\[API Error: (?:(\d{3}) )?(.*)\]\Z", re.DOTALL)
 
@@ -44,7 +47,7 @@ class Qwen(Adapter):
         if key is None and tool.base_url is None:
             return Offer("unauthenticated", detail="Set OPENAI_API_KEY, or name a server in the setting base_url.")
         # The account is what limits belong to: server and key. Never a secret: a key appears as its fingerprint.
-        login = account(tool.base_url or "https://api.openai.com/v1", key)
+        login = account(tool.base_url or OPENAI, key)
         return Offer("ready", login, version=version(executable))
 
     def prepare(self, run: Run) -> Launch:
@@ -58,7 +61,10 @@ class Qwen(Adapter):
             raise CannotRun("Qwen Code is not installed on this host.")
         # What the scope allows, in the tool's own terms.
         allowed = "yolo" if "execute" in claim.permissions else "auto-edit" if "write" in claim.permissions else "plan"
-        argv = [executable, "-o", "stream-json", "--auth-type", "openai", "--approval-mode", allowed]
+        words, needed = start(run, executable)
+        if run.gateway is not None and words[-1].endswith("cli-entry.js"):
+            words[-1] = words[-1].removesuffix("-entry.js") + ".js"  # which the other starts as a second process
+        argv = [*words, "-o", "stream-json", "--auth-type", "openai", "--approval-mode", allowed]
         if model := claim.model or tool.model:
             argv += ["-m", model]
         if claim.system_prompt:
@@ -66,11 +72,19 @@ class Qwen(Adapter):
         if claim.max_turns is not None:
             argv += ["--max-session-turns", str(claim.max_turns)]
         # Nothing of the runner's environment reaches the child by itself: pass on what the tool needs, and no more.
-        env = {"HOME": str(run.home), "OPENAI_API_KEY": run.environ.get(tool.api_key_env or "OPENAI_API_KEY", "local")}
+        key = run.environ.get(tool.api_key_env or "OPENAI_API_KEY")
+        env = {"HOME": str(run.home), "OPENAI_API_KEY": key or "local"}
+        env["QWEN_CODE_NO_RELAUNCH"] = "true"  # not every scope allows it to start itself again
         if tool.base_url:
             env["OPENAI_BASE_URL"] = tool.base_url
+        env |= tool.env
+        upstream = None
+        if run.gateway is not None:
+            # In the sandbox there is no way to the server but the runner's gateway, and the key stays outside.
+            upstream = Upstream(env.get("OPENAI_BASE_URL", OPENAI), bearer(env["OPENAI_API_KEY"]))
+            env |= {"OPENAI_API_KEY": PLACEHOLDER, "OPENAI_BASE_URL": run.gateway}
         # The prompt goes to standard input: as an argument it would be seen in `ps`, and 128 KiB is the limit.
-        return Launch([*argv, *tool.args], message(claim).encode(), {**env, **tool.env})
+        return Launch([*argv, *tool.args], message(claim).encode(), env, upstream, programs=needed)
 
     def read(self, run: Run) -> Reading:
         return QwenReading()

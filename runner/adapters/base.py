@@ -45,8 +45,9 @@ class Run:
     `workspace` is the child's working directory. `home` is a private folder of this task and provider that outlives the
     attempt, so that a later attempt here can resume the session: configuration and state of the tool go there.
     `environ` is the runner's own environment, to take credentials from; nothing of it reaches the child by itself.
-    `gateway` is where a sandboxed child finds the API of Launch.upstream (http://127.0.0.1:3101); None without a sandbox.
-    An agent before may have filled `home` with links and pipes: it is written and read with sandbox.beneath only.
+    `gateway` is where a sandboxed child finds the API of Launch.upstream (http://127.0.0.1:3101); None without one.
+    Both folders have the same path within. An agent before may have filled `home` with links and pipes: it is written
+    and read with homes.py only.
     """
 
     claim: Claim
@@ -72,8 +73,8 @@ class Launch:
     """What to start: argument vector, bytes for standard input, and variables to add to the clean environment.
 
     For a sandboxed child: `upstream` is the API that it reaches by Run.gateway; `hosts` are names that it reaches
-    through the proxy whatever its scope says (where a login is refreshed); `programs` are directories that the tool
-    needs besides /usr, seen read-only at their own paths; `shared` are directories seen writable at theirs.
+    through the proxy whatever its scope says (where a login is refreshed); `programs` are directories and files that
+    the tool needs besides /usr, seen read-only at their own paths; `shared` are directories seen writable at theirs.
     """
 
     argv: list[str]

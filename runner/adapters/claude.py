@@ -2,7 +2,8 @@
 
 Login, first match: the key in settings.api_key_env; the login in settings.home; ANTHROPIC_API_KEY, ANTHROPIC_AUTH_TOKEN
 or CLAUDE_CODE_OAUTH_TOKEN of the runner's environment; the login in the tool's own folder. With base_url the server
-decides what it wants: the key in api_key_env, else the word "local".
+decides what it wants: the key in api_key_env, else the word "local". In a jail a key is the gateway's (confined.py); a
+login's files are copies that all jails of this host share, and the child's own token goes through the gateway.
 
 Permissions: without write, execute or network the tools that do it are taken away; with them nobody is asked. Bash does
 what its user can, so that execute without write is only as tight as the runner's sandbox. Sources of flags, variables
@@ -10,7 +11,6 @@ and files: `claude --help` and runs of 2.1.197 and 2.1.330 (--max-turns is in no
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
+from ..sandbox.logins import LoginFile
 from ..verbs import Claim
-from .base import Adapter, CannotRun, Launch, Offer, Run
+from . import confined, homes, programs
+from .base import Adapter, CannotRun, Launch, Offer, Run, Upstream
 from .claude_stream import ClaudeReading
 from .fields import obj, string
 from .models import account as server_account
@@ -28,6 +30,12 @@ from .tools import ToolSettings, check_arguments, find, fingerprint, folder, loc
 
 SESSIONS = UUID("6f0c63f8-4d8e-5d0c-9d2a-0f6c6a1c7b55")  # namespace of the ids that attempts give to their sessions
 STDIN_LIMIT = 10_000_000  # bytes; the tool refuses more
+PROFILE_LIMIT = 4 << 20  # bytes of .claude.json
+
+API, ADDRESS = "https://api.anthropic.com", "ANTHROPIC_BASE_URL"
+# Where a login is refreshed (TOKEN_URL of 2.1.330, and of older versions), and what it is worth asked for after that.
+HOSTS = ("platform.claude.com", "console.anthropic.com", "api.anthropic.com")
+LOGIN_FILES = (LoginFile(".credentials.json"),)
 
 KEY, TOKEN, OAUTH = "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN"
 QUIET = (
@@ -36,6 +44,12 @@ QUIET = (
     "DISABLE_ERROR_REPORTING",
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC",
 )
+# By the beginning of a token the tool knows what it is.
+PLACEHOLDERS = {
+    KEY: "sk-ant-api03-taskyard-placeholder",
+    TOKEN: confined.PLACEHOLDER,
+    OAUTH: "sk-ant-oat01-taskyard-placeholder",
+}
 
 TOOLS_OF = {
     "read": ["Read", "Glob", "Grep"],
@@ -81,21 +95,24 @@ class Claude(Adapter):
         stdin = message(run.claim).encode()
         if len(stdin) > STDIN_LIMIT:
             raise CannotRun(f"The prompt has {len(stdin)} bytes, and Claude Code takes {STDIN_LIMIT}.")
-        run.home.mkdir(parents=True, exist_ok=True)
         env = {"CLAUDE_CONFIG_DIR": str(run.home), "CLAUDE_CODE_MAX_RETRIES": str(tool.retries)}
         env |= dict.fromkeys(QUIET, "1") | who.env
         model = run.claim.model or tool.model
         if tool.base_url:
-            env["ANTHROPIC_BASE_URL"] = tool.base_url
+            env[ADDRESS] = tool.base_url
             if model:
                 env |= {"ANTHROPIC_MODEL": model, "ANTHROPIC_DEFAULT_HAIKU_MODEL": model}
+        shared: tuple[Path, ...] = ()
         if who.home is not None:
             # Not a link to .credentials.json: the tool replaces that file when it refreshes a token, so that a link
             # would end as a private copy, and the login itself would keep a refresh token that is spent.
-            env["CLAUDE_SECURESTORAGE_CONFIG_DIR"] = str(who.home)
+            if run.gateway is not None:
+                shared = (confined.shared_login(run, who.home, LOGIN_FILES),)
+            env["CLAUDE_SECURESTORAGE_CONFIG_DIR"] = str(shared[0] if shared else who.home)
             _introduce(who.home, run.environ, run.home)
+        words, needed = programs.start(run, executable)
         argv = [
-            executable,
+            *words,
             "-p",
             "--output-format",
             "stream-json",
@@ -104,10 +121,34 @@ class Claude(Adapter):
             *tool.args,
         ]
         check_arguments(argv)
-        return Launch(argv, stdin, env | dict(tool.env))
+        env |= tool.env
+        if run.gateway is None:
+            return Launch(argv, stdin, env)
+        env, upstream = behind(run.gateway, env)
+        return Launch(argv, stdin, env, upstream, HOSTS if shared else (), needed, shared)
+
+    def settle(self, run: Run) -> None:
+        def bring() -> None:
+            who = login(ToolSettings.from_json(run.claim.settings), run.environ)
+            if who.home is not None:
+                confined.shared_login(run, who.home, LOGIN_FILES)
+
+        confined.settled(run, bring)
 
     def read(self, run: Run) -> ClaudeReading:
         return ClaudeReading(run.claim, session_of(run.claim))
+
+
+def behind(gateway: str, env: Mapping[str, str]) -> tuple[dict[str, str], Upstream]:
+    """The child's variables and what the gateway sends on, for variables that would reach the API by themselves."""
+    url = env.get(ADDRESS) or API
+    headers = confined.bearer(env.get(TOKEN) or env.get(OAUTH))
+    if key := env.get(KEY):
+        headers["x-api-key"] = key
+    changed = {**env, **{name: text for name, text in PLACEHOLDERS.items() if env.get(name)}, ADDRESS: gateway}
+    if url == API:
+        changed["_CLAUDE_CODE_ASSUME_FIRST_PARTY_BASE_URL"] = "1"  # else it does without some features, as with a proxy
+    return changed, Upstream(url, headers)
 
 
 def session_of(claim: Claim) -> str:
@@ -179,16 +220,21 @@ def _profile(home: Path, environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _introduce(home: Path, environ: Mapping[str, str], config: Path) -> None:
     """Tell the run's own configuration who is logged in; what the tool itself wrote there stays."""
-    profile, known = _profile(home, environ), _json_file(config / ".claude.json")
+    profile, known = _profile(home, environ), _parsed(homes.read(config, ".claude.json", PROFILE_LIMIT))
     wanted = {key: profile[key] for key in ("oauthAccount", "hasCompletedOnboarding") if key in profile}
     if wanted and known | wanted != known:
-        draft = config / ".claude.json.new"
-        draft.write_text(json.dumps(known | wanted))
-        os.replace(draft, config / ".claude.json")
+        homes.write(config, ".claude.json", json.dumps(known | wanted))
 
 
 def _json_file(path: Path) -> dict[str, Any]:
     try:
-        return obj(json.loads(path.read_text()))
+        return _parsed(path.read_text())
     except (OSError, ValueError):
+        return {}
+
+
+def _parsed(text: str | None) -> dict[str, Any]:
+    try:
+        return obj(json.loads(text or ""))
+    except (ValueError, RecursionError):
         return {}

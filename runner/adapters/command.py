@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..verbs import Claim, Ending
+from . import programs
 from .base import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Seen
 
 RESULT_LIMIT = 1 << 20
@@ -39,7 +40,10 @@ class Command(Adapter):
         argv = [
             re.sub(r"\{(task_id|attempt|workspace|model)\}", lambda m: values[m[1]], part) for part in claim.command
         ]
-        return Launch(argv, claim.prompt.encode())
+        if run.gateway is None:
+            return Launch(argv, claim.prompt.encode())
+        words, needed = programs.find(argv[0], run)
+        return Launch([*words, *argv[1:]], claim.prompt.encode(), programs=needed)
 
     def read(self, run: Run) -> Reading:
         """Its output is the transcript; only the end is read."""

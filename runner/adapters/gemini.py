@@ -4,9 +4,14 @@ What it cannot do: it has no flag for a schema, so one is asked for in the promp
 stay within the workspace in every mode; its shell does not. It keeps secret that an answer was cut off at the model's
 output limit. It runs headless only in folders that it trusts, and with the trust come the hooks in the workspace's own
 .gemini/settings.json, which overrules ours: where the scope does not allow to execute, such a workspace is refused.
+
+In a jail a key is the gateway's, and a Google account's files are copies that all jails of this host share (see
+confined.py). Vertex AI is reached by the proxy, unless it is used with a key. Addresses: CODE_ASSIST_ENDPOINT,
+getBaseUrl() and the OAuth client of the tool's bundle.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -14,9 +19,10 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
+from ..sandbox.logins import LoginFile
 from ..verbs import Claim
-from . import json_answers, models, prompts
-from .base import Adapter, BadSettings, CannotRun, Launch, Offer, Run
+from . import confined, homes, json_answers, models, programs, prompts
+from .base import Adapter, BadSettings, CannotRun, Launch, Offer, Run, Upstream
 from .gemini_stream import GeminiReading
 from .tools import ToolSettings, find, fingerprint, version
 
@@ -25,6 +31,20 @@ STDIN_LIMIT = 8 << 20  # bytes; the tool cuts off the rest
 MOST_ATTEMPTS = 10  # of one request, whatever general.maxAttempts says
 SESSIONS = UUID("6f3f0c3e-6a7e-5d55-9a2b-2f9d0f4b6c11")  # namespace of the session ids
 
+# The tool's variable for the address, and the address, by its name of the login; Vertex AI has one for each region.
+ADDRESSES = {
+    "gemini-api-key": ("GOOGLE_GEMINI_BASE_URL", "https://generativelanguage.googleapis.com"),
+    "oauth-personal": ("CODE_ASSIST_ENDPOINT", "https://cloudcode-pa.googleapis.com"),
+    "vertex-ai": ("GOOGLE_VERTEX_BASE_URL", "https://aiplatform.googleapis.com"),
+}
+KEYS = {"gemini-api-key": "GEMINI_API_KEY", "vertex-ai": "GOOGLE_API_KEY"}
+GOOGLE_ACCOUNT = (LoginFile("oauth_creds.json"), LoginFile("google_accounts.json", returns=False))
+REFRESHING = ("oauth2.googleapis.com", "www.googleapis.com")  # the token, and whose it is
+VERTEX = ("*.googleapis.com",)
+CREDENTIALS = "GOOGLE_APPLICATION_CREDENTIALS"
+# Of all variables of Google's those that the tool uses and that are no secrets.
+TOLD = ("GOOGLE_GENAI_USE_VERTEXAI", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION", "GOOGLE_CLOUD_QUOTA_PROJECT")
+
 WRITING = ["write_file", "replace"]
 EXECUTING = ["run_shell_command"]
 NETWORKING = ["web_fetch", "google_web_search"]
@@ -32,12 +52,13 @@ NETWORKING = ["web_fetch", "google_web_search"]
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A way to log in: the tool's name for it, the account that limits belong to, variables, and the OAuth files."""
+    """A way to log in: the tool's name for it, the account that limits belong to, variables, and files in a folder."""
 
     kind: str
     account: str
     env: dict[str, str]
     folder: Path | None = None
+    files: tuple[LoginFile, ...] = ()
 
 
 class Gemini(Adapter):
@@ -74,33 +95,53 @@ class Gemini(Adapter):
         if len(text) > STDIN_LIMIT:
             raise CannotRun("The prompt is larger than 8 MiB, which is all that Gemini CLI reads.")
 
-        folder = run.home / ".gemini"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "settings.json").write_text(json.dumps(configuration(claim, tool, found), indent=2))
-        for name in ("oauth_creds.json", "google_accounts.json"):
-            _link(folder / name, found.folder / name if found.folder else None)
-        temporary = run.home / "tmp"  # its reports of failed requests hold the conversation: they go with run.home
-        temporary.mkdir(exist_ok=True)
+        homes.write(run.home, ".gemini/settings.json", json.dumps(configuration(claim, tool, found), indent=2))
+        shared = _shared(run, found)
+        for file in GOOGLE_ACCOUNT:
+            # A link: the tool writes refreshed tokens through it, for all runs of this login.
+            target = (shared or found.folder or Path()).absolute() / file.name
+            there = file in found.files and target.exists()
+            homes.link(run.home, f".gemini/{file.name}", target if there else None)
+        homes.directory(run.home, "tmp")  # its reports of failed requests hold the conversation: they go with run.home
+        env = {
+            **found.env,
+            "GEMINI_CLI_HOME": str(run.home),
+            "GEMINI_CLI_TRUST_WORKSPACE": "true",
+            "GEMINI_CLI_NO_RELAUNCH": "true",  # else signals reach a parent process that ignores them
+            "TMPDIR": str(run.home / "tmp"),
+            **tool.env,
+        }
+        upstream, hosts = None, ()
+        if run.gateway is not None:
+            env, upstream, hosts = behind(run.gateway, found, env)
+            if shared and found.kind == "vertex-ai":
+                env[CREDENTIALS] = str(shared / found.files[0].name)
+        words, needed = programs.start(run, executable)
 
         session = claim.session_id or str(uuid5(SESSIONS, str(claim.attempt_id)))
         return Launch(
             [
-                *(executable, "-o", "stream-json", "-m", claim.model or tool.model or DEFAULT_MODEL),
+                *(*words, "-o", "stream-json", "-m", claim.model or tool.model or DEFAULT_MODEL),
                 *("--resume" if claim.session_id else "--session-id", session),
                 *("--approval-mode", approval_mode(claim.permissions)),
                 *("--allowed-mcp-server-names", "none"),  # else those of the workspace's settings are started
                 *tool.args,
             ],
             text,
-            {
-                **found.env,
-                "GEMINI_CLI_HOME": str(run.home),
-                "GEMINI_CLI_TRUST_WORKSPACE": "true",
-                "GEMINI_CLI_NO_RELAUNCH": "true",  # else signals reach a parent process that ignores them
-                "TMPDIR": str(temporary),
-                **tool.env,
-            },
+            env,
+            upstream,
+            hosts,
+            needed,
+            (shared,) if shared else (),
         )
+
+    def settle(self, run: Run) -> None:
+        def bring() -> None:
+            found = login(ToolSettings.from_json(run.claim.settings), run.environ)
+            if found is not None:
+                _shared(run, found)
+
+        confined.settled(run, bring)
 
     def read(self, run: Run) -> GeminiReading:
         wanted = run.claim.model or _settings(run.claim).model or DEFAULT_MODEL
@@ -121,11 +162,33 @@ def login(tool: ToolSettings, environ: Mapping[str, str]) -> Login | None:
         return _google_account(Path(tool.home).expanduser(), environ)
     if environ.get("GOOGLE_GENAI_USE_VERTEXAI", "").lower() in ("true", "1"):
         env = {name: text for name, text in environ.items() if name.startswith("GOOGLE_")}
-        return Login("vertex-ai", env.get("GOOGLE_CLOUD_PROJECT") or "vertex", env)
+        vertex = Login("vertex-ai", env.get("GOOGLE_CLOUD_PROJECT") or "vertex", env)
+        signed = _credentials(environ)
+        if signed is None:
+            return vertex
+        return replace(vertex, folder=signed.parent, files=(LoginFile(signed.name, returns=False),))
     if environ.get("GEMINI_API_KEY"):
         return _key(environ["GEMINI_API_KEY"])
     home = environ.get("GEMINI_CLI_HOME") or environ.get("HOME")
     return _google_account(Path(home) / ".gemini", environ) if home else None
+
+
+def behind(
+    gateway: str, found: Login, env: Mapping[str, str]
+) -> tuple[dict[str, str], Upstream | None, tuple[str, ...]]:
+    """For variables that would do without a jail: those of the child, what the gateway sends on, hosts by the proxy."""
+    variable, api = ADDRESSES[found.kind]
+    name = KEYS.get(found.kind, "")
+    key, url = env.get(name), env.get(variable)
+    vertex = found.kind == "vertex-ai"
+    changed = {n: text for n, text in env.items() if not (vertex and n.startswith("GOOGLE_")) or n in TOLD}
+    if vertex and not key and not url:
+        return changed, None, VERTEX
+    changed[variable] = gateway
+    if key:
+        changed[name] = confined.PLACEHOLDER
+        return changed, Upstream(url or api, {"x-goog-api-key": key}), ()
+    return changed, Upstream(url or api), VERTEX if vertex else REFRESHING
 
 
 def approval_mode(permissions: list[str]) -> str:
@@ -191,13 +254,22 @@ def _google_account(folder: Path, environ: Mapping[str, str]) -> Login | None:
                 pass
     except (OSError, ValueError):
         pass
-    found = Login("oauth-personal", account, {}, folder)
+    found = Login("oauth-personal", account, {}, folder, GOOGLE_ACCOUNT)
     project = environ.get("GOOGLE_CLOUD_PROJECT")  # a company's account needs one
     return replace(found, env={"GOOGLE_CLOUD_PROJECT": project}) if project else found
 
 
-def _link(link: Path, target: Path | None) -> None:
-    """A link to the login's own file: the tool writes refreshed tokens through it, for all runs of this login."""
-    link.unlink(missing_ok=True)
-    if target is not None and target.exists():
-        link.symlink_to(target.absolute())
+def _credentials(environ: Mapping[str, str]) -> Path | None:
+    """The file that Vertex AI's requests are signed with: application default credentials, where no key is used."""
+    home = environ.get("HOME")
+    named = environ.get(CREDENTIALS) or (f"{home}/.config/gcloud/application_default_credentials.json" if home else "")
+    if environ.get("GOOGLE_API_KEY") or not os.path.isfile(named):
+        return None
+    return Path(named)
+
+
+def _shared(run: Run, found: Login) -> Path | None:
+    """Copies of the login's files for a jail, if there is a jail, and the login has files."""
+    if run.gateway is None or found.folder is None:
+        return None
+    return confined.shared_login(run, found.folder, found.files)

@@ -15,8 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..verbs import Claim, Ending, Usage, Window
-from . import prompts
-from .base import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Said, Seen
+from . import confined, programs, prompts
+from .base import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Said, Seen, Upstream
 from .fields import obj
 from .models import account, in_memory, offer
 from .tools import TEXT_LIMIT, is_address, json_line
@@ -121,13 +121,19 @@ class OpenAI(Adapter):
         settings = _settings(run.claim)
         key = settings.key(run.environ)
         document = {
-            "url": settings.base_url.rstrip("/") + "/chat/completions",
-            "key_env": settings.api_key_env,
+            "url": (run.gateway or settings.base_url).rstrip("/") + "/chat/completions",
+            "key_env": settings.api_key_env if run.gateway is None else None,
             "retries": settings.retries,
             "request": request(run.claim, settings),
         }
         # By path and isolated: importing this package would take longer than the request.
-        argv = [sys.executable, "-I", str(Path(__file__).with_name("chat.py"))]
+        program = Path(__file__).with_name("chat.py")
+        argv = [sys.executable, "-I", str(program)]
+        if run.gateway is not None:
+            upstream = Upstream(settings.base_url, confined.bearer(key))
+            return Launch(
+                argv, json.dumps(document).encode(), {}, upstream, programs=programs.needed([argv[0], argv[2]])
+            )
         env = {settings.api_key_env: key} if settings.api_key_env and key else {}
         return Launch(argv, json.dumps(document).encode(), env)
 

@@ -3,22 +3,22 @@
 Formats as in version 1.18.33. It starts without a network: the client library for such servers is part of it. What it
 cannot do: it repeats a refused request five times whatever one sets, waits as long as the server's Retry-After says in
 between, and prints nothing meanwhile, so a long wait ends as a stall; it has no flag for a schema, so one is asked for
-in the prompt (see json_answers.py).
+in the prompt (see json_answers.py). In a jail the server is behind the gateway, which has the key (see confined.py).
 """
 
 import json
 from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from ..verbs import Claim
-from . import json_answers, models, prompts
-from .base import Adapter, BadSettings, CannotRun, Launch, Offer, Run
+from . import confined, homes, json_answers, models, programs, prompts
+from .base import Adapter, BadSettings, CannotRun, Launch, Offer, Run, Upstream
 from .opencode_stream import OpencodeReading
 from .tools import ToolSettings, find, version
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8080/v1"  # llama-swap
+SYSTEM_PROMPT = "instructions.md"
 PROVIDER = "local"  # our server's name in the tool's configuration
 SILENCE = (
     3_600_000  # milliseconds between two pieces of an answer; the tool's own 5 minutes are too few for a slow machine
@@ -79,25 +79,30 @@ class Opencode(Adapter):
         }
         for place in ("DATA", "CONFIG", "STATE", "CACHE"):
             env[f"XDG_{place}_HOME"] = str(run.home / place.lower())
+        key = None
         if tool.api_key_env:
             key = run.environ.get(tool.api_key_env)
             if not key:
                 raise CannotRun(f"The runner's environment has no {tool.api_key_env}.")
-            env[tool.api_key_env] = key
+            env[tool.api_key_env] = key if run.gateway is None else confined.PLACEHOLDER
         if claim.system_prompt:
-            _system_prompt(run).write_text(claim.system_prompt)
+            homes.write(run.home, SYSTEM_PROMPT, claim.system_prompt)
         text = prompts.message(claim)
         if claim.output_schema is not None:
             text += "\n\n" + json_answers.instruction(claim.output_schema)
+        words, needed = programs.start(run, executable)
+        upstream = None if run.gateway is None else Upstream(tool.base_url or DEFAULT_BASE_URL, confined.bearer(key))
         return Launch(
             [
-                *(executable, "run", "--format", "json", "--thinking", "-m", f"{PROVIDER}/{model}"),
+                *(*words, "run", "--format", "json", "--thinking", "-m", f"{PROVIDER}/{model}"),
                 # Without a title the model is asked for one.
                 *(("-s", claim.session_id) if claim.session_id else ("--title", f"task {claim.task_id}")),
                 *tool.args,
             ],
             text.encode(),
             {**env, **tool.env},
+            upstream,
+            programs=needed,
         )
 
     def read(self, run: Run) -> OpencodeReading:
@@ -109,7 +114,7 @@ class Opencode(Adapter):
 def configuration(run: Run, tool: ToolSettings, model: str) -> dict[str, Any]:
     """The tool's configuration, see https://opencode.ai/config.json."""
     options: dict[str, Any] = {
-        "baseURL": tool.base_url or DEFAULT_BASE_URL,
+        "baseURL": run.gateway or tool.base_url or DEFAULT_BASE_URL,
         "timeout": False,
         "headerTimeout": False,  # llama-swap sends none before a cold model is loaded
         "chunkTimeout": SILENCE,
@@ -118,7 +123,7 @@ def configuration(run: Run, tool: ToolSettings, model: str) -> dict[str, Any]:
         options["apiKey"] = f"{{env:{tool.api_key_env}}}"
     instructions = [str(run.workspace / "AGENTS.md")]  # goes with the workspace's configuration otherwise
     if run.claim.system_prompt:
-        instructions.insert(0, str(_system_prompt(run)))
+        instructions.insert(0, str(run.home / SYSTEM_PROMPT))
     return {
         "autoupdate": False,
         "share": "disabled",
@@ -149,10 +154,6 @@ def permission(claim: Claim) -> dict[str, str]:
         if needed not in claim.permissions:
             rules |= dict.fromkeys(names, "deny")
     return rules
-
-
-def _system_prompt(run: Run) -> Path:
-    return run.home / "instructions.md"
 
 
 def _checked(settings: Mapping[str, Any]) -> ToolSettings:

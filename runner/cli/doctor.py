@@ -23,6 +23,8 @@ from ..health import Runner
 from ..install import OLDEST_SERVER, newest_schema, schema_number
 from ..postgres import PostgresError, find_binaries
 from ..queries import Yard, agents
+from ..sandbox import levels
+from ..sandbox.levels import Confinement
 from .failures import FAILED, is_lost
 from .options import State, json_option
 from .output import ago, colored, one_line, say, say_json, terminal_width, waiting, wrapped_lines
@@ -100,8 +102,24 @@ def judge_runners(runners: Sequence[Runner]) -> Finding:
     if not runners:
         return Finding("runners", "problem", "None is up, so nothing runs.", "taskyard runner")
     told = [f"{r.name} {r.busy}/{r.slots}{', draining' if r.draining else ''}, seen {ago(r.seen)} ago" for r in runners]
+    for r in runners:
+        if r.trouble is not None:
+            cause = f"{r.name} has no sandbox, so it gets nothing: {r.trouble}"
+            return Finding(
+                "runners", "problem", cause, "taskyard doctor on that host; it tries again every 30 seconds."
+            )
     silent = [r.name for r in runners if r.silent]
     return judge("runners", not silent, "; ".join(told), f"See whether it still runs: {', '.join(silent)}")
+
+
+def judge_sandbox(found: Confinement) -> Finding:
+    """Whether a runner on this host could confine what it runs. Only a remark where not: there may be none here."""
+    if found.trouble is None:
+        return Finding(
+            "sandbox", "ok", f"bubblewrap {found.version}; agents run as {found.account and found.account.name}"
+        )
+    cause, _, cure = found.trouble.partition("\n")
+    return Finding("sandbox", "remark", f"{cause} A runner here would get nothing.", cure)
 
 
 def judge_transactions(old: Sequence[dict[str, Any]], all_seen: bool) -> Finding:
@@ -146,6 +164,7 @@ def examine(state: State) -> Iterator[Finding]:
     # psycopg gives libpq's number as 170002 for 17.2.
     libpq = f"{pq.version() // 10000}.{pq.version() % 10000}"
     yield Finding("libpq", "ok", f"{libpq}, psycopg {psycopg.__version__} ({pq.__impl__})")
+    yield judge_sandbox(levels.examine("strict", os.environ))
     try:
         database = state.database()
         yard = state.connect(database)

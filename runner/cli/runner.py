@@ -1,6 +1,7 @@
 """runner and up: doing the work of the yard on this host."""
 
 import logging
+import os
 import re
 import socket
 import sys
@@ -15,6 +16,7 @@ from ..connection import Database, find_database, redacted
 from ..errors import TaskyardError
 from ..install import install, schema_number
 from ..postgres import Cluster
+from ..sandbox.levels import LEVELS, Level
 from .options import State, dsn_option, duration
 from .output import clean, say
 
@@ -32,6 +34,16 @@ def host_name() -> str:
 def runner_options(command: F) -> F:
     """The options of `runner`, which `up` shares."""
     for option in (
+        click.option(
+            "--unsafe-no-sandbox", is_flag=True, help="Needed for --sandbox none, so that nobody says it by mistake."
+        ),
+        click.option(
+            "--sandbox",
+            type=click.Choice(LEVELS),
+            default="strict",
+            show_default=True,
+            help="How tasks are confined: docs/sandbox.md.",
+        ),
         click.option("--verbose", "-v", is_flag=True, help="Log what goes on in detail."),
         click.option("--pooler", is_flag=True, help="The database is behind a transaction pooler."),
         click.option(
@@ -61,7 +73,11 @@ def _run(
     lease: timedelta,
     pooler: bool,
     verbose: bool,
+    sandbox: Level,
+    unsafe_no_sandbox: bool,
 ) -> int:
+    if sandbox == "none":
+        _check_bare(unsafe_no_sandbox)
     from ..worker import Options, run  # the worker needs asyncio and all adapters; other commands do not
 
     logging.basicConfig(
@@ -81,9 +97,23 @@ def _run(
             labels=list(labels),
             lease=lease,
             pooler=pooler,
+            sandbox=sandbox,
             cluster=database.cluster,
         )
     )
+
+
+def _check_bare(said_twice: bool) -> None:
+    """Raises TaskyardError unless the operator knows what it means, and is not root."""
+    if not said_twice:
+        raise TaskyardError(
+            "Without a sandbox, whatever an agent does, it does as your user: it reads your keys, for example.",
+            "If that is what you want: --sandbox none --unsafe-no-sandbox",
+        )
+    if os.geteuid() == 0:
+        raise TaskyardError(
+            "As root nothing is run without a sandbox.", "Run it as an ordinary user, or leave --sandbox none out."
+        )
 
 
 @click.command(short_help="Run tasks on this host, in the foreground.")

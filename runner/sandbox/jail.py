@@ -2,10 +2,11 @@
 
     with Jail(policy, argv, env, account) as jail:
         process = await asyncio.create_subprocess_exec(
-            *jail.argv, env=jail.env, cwd="/", pass_fds=jail.pass_fds, start_new_session=True, **jail.identity
+            *jail.argv, env=jail.env, cwd="/", pass_fds=jail.pass_fds, start_new_session=True
         )
         entered = await jail.entered()
 
+As root the command first brings what only root can reach into reach (stage.py), and becomes the account by itself.
 Spawn from the main thread (asyncio does): the kernel kills a jail when the thread ends that spawned it. The spawned
 process is bwrap; killing it kills everything inside. What the program is told reaches it through a file of its own, so
 bwrap starts with an empty environment: the child can read that of its process 1, and LD_PRELOAD would work outside.
@@ -20,6 +21,7 @@ import select
 import signal
 import socket
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,6 +31,7 @@ from typing import Any
 
 from ..postgres.account import Account
 from . import beneath, gate, seccomp
+from .diagnosis import diagnose, facts
 from .errors import SandboxError
 from .host import find_bwrap, find_python, system_layout
 from .policy import (
@@ -85,7 +88,7 @@ class Entered:
 class Jail:
     """One child's jail; the spawned command is good for one start.
 
-    `argv`, `env`, `pass_fds` and `identity` (user, group, extra_groups where the account is another) are for spawning.
+    `argv`, `env` and `pass_fds` are for spawning, as whoever we are: as root the command itself becomes `account`.
     Raises on entering: ValueError for a policy that cannot be, beneath.Refused for a path that cannot be opened without
     following a link, SandboxError for a host that cannot confine.
     """
@@ -96,9 +99,6 @@ class Jail:
 
     def __init__(self, policy: Policy, program: Sequence[str], env: Mapping[str, str], account: Account) -> None:
         self.account = account
-        self.identity: dict[str, Any] = (
-            {"user": account.uid, "group": account.gid, "extra_groups": []} if account.switch else {}
-        )
         self.env = {}
         self._policy = policy
         self._program = list(program)
@@ -122,8 +122,8 @@ class Jail:
         self._open.close()
 
     def _set_up(self, opened: contextlib.ExitStack) -> None:
-        bwrap, python, machine = find_bwrap(self.account), find_python(), seccomp.machine()
-        mounts = _mounts(self._policy, () if python.prefix is None else (Mount(python.prefix),))
+        self._bwrap, python, machine = find_bwrap(self.account), find_python(), seccomp.machine()
+        mounts = layout(self._policy, os.path.lexists, () if python.prefix is None else (Mount(python.prefix),))
         _make_places(mounts, self.account)
         binds: list[Bind] = []
         for mount in mounts:
@@ -150,7 +150,12 @@ class Jail:
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._ours, self._theirs = ours, theirs
-        self.argv = argv(bwrap, arguments, python, theirs.fileno(), config)
+        self.argv = argv(self._bwrap, arguments, python, theirs.fileno(), config)
+        if self.account.switch:
+            staged = ",".join(str(bind.descriptor) for bind in binds)
+            script = Path(__file__).with_name("stage.py")
+            own = [sys.executable, "-I", "-S", str(script), str(self.account.uid), str(self.account.gid), staged]
+            self.argv = [*own, *self.argv]
         kept = (contents.passwd, contents.group, contents.hosts, contents.shim, contents.filter)
         self.pass_fds = (*(bind.descriptor for bind in binds), *kept, arguments, config, theirs.fileno())
 
@@ -190,6 +195,12 @@ class Jail:
             raise SandboxError(f"The sandbox did not come up: {failed.strerror or failed}.", SEE_BWRAP) from failed
         return entered
 
+    def explained(self, failed: SandboxError, stderr: str) -> SandboxError:
+        """The failure of entered(), with what the spawned command printed on its standard error taken into account."""
+        if failed.cure != SEE_BWRAP or not stderr.strip():
+            return failed
+        return SandboxError(*diagnose(stderr, facts(self._bwrap)))
+
     async def _meet(self) -> tuple[int, list[int]]:
         """The shim's pid, and the descriptors it sent."""
         loop, said = asyncio.get_running_loop(), asyncio.Event()
@@ -224,12 +235,6 @@ class Jail:
         descriptor = os.pidfd_open(pid)
         self._open.callback(os.close, descriptor)
         return descriptor
-
-
-def _mounts(policy: Policy, more: Sequence[Mount]) -> tuple[Mount, ...]:
-    base = {mount.place: mount for mount in layout(policy, more=more)}
-    protected = [policy.workspace / name for name in policy.protected]
-    return layout(policy, [path for path in protected if os.path.lexists(source_of(path, base))], more)
 
 
 def _make_places(mounts: Sequence[Mount], account: Account) -> None:

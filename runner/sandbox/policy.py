@@ -4,7 +4,7 @@ An allow-list: the root is an empty tmpfs, and a path that nobody granted does n
 bwrap(1).
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -99,10 +99,10 @@ class Policy:
     limits: Limits = field(default_factory=Limits)
 
 
-def layout(policy: Policy, protected: Iterable[Path] = (), more: Iterable[Mount] = ()) -> tuple[Mount, ...]:
+def layout(policy: Policy, present: Callable[[Path], bool], more: Iterable[Mount] = ()) -> tuple[Mount, ...]:
     """All mounts in the order they are made: the shallow ones first.
 
-    `protected` are the paths of policy.protected that exist; `more` are mounts of our own. A read-only mount within a
+    `present` tells whether a path of the host exists; `more` are mounts of our own. A read-only mount within a
     writable one gets the folders between them mounted onto themselves: a mount point cannot be renamed, so what is
     read-only cannot be moved out of the way either. Raises ValueError, in a sentence, for mounts that cannot be.
     """
@@ -116,10 +116,13 @@ def layout(policy: Policy, protected: Iterable[Path] = (), more: Iterable[Mount]
             placed[mount.place] = mount
     if _around(policy.workspace, placed) is None and policy.workspace not in placed:
         raise ValueError(f"The workspace {policy.workspace} is not among what the task may see.")
-    for path in protected:
-        if not path.is_relative_to(policy.workspace) or ".." in path.parts:
-            raise ValueError(f"{path} is not in the workspace.")
-        placed[path] = Mount(source_of(path, placed), writable=False, at=path)
+    for name in policy.protected:
+        path = policy.workspace / name
+        if path == policy.workspace or not path.is_relative_to(policy.workspace) or ".." in path.parts:
+            raise ValueError(f"{name} is not a name in the workspace.")
+        source = source_of(path, placed)
+        if present(source):
+            placed[path] = Mount(source, writable=False, at=path)
     for place in [place for place, mount in placed.items() if not mount.writable]:
         for between in place.parents:
             around = _around(between, placed)

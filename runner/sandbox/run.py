@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..postgres.account import Account
-from .diagnosis import diagnose, facts
 from .errors import SandboxError
 from .jail import Jail
 from .policy import Policy
@@ -54,7 +53,6 @@ async def run(
             env=jail.env,
             pass_fds=jail.pass_fds,
             start_new_session=True,
-            **jail.identity,
         )
         assert process.stdin and process.stdout and process.stderr
         streams = [
@@ -66,11 +64,11 @@ async def run(
         try:
             async with asyncio.timeout(timeout):
                 try:
-                    entered = await jail.entered(min(timeout, 10.0))
+                    entered = await jail.entered()
                 except SandboxError as failed:
                     _kill(process)
                     _, (said, _) = await asyncio.gather(*streams)
-                    raise explained(failed, said.decode(errors="replace"), jail.argv[0]) from failed
+                    raise jail.explained(failed, said.decode(errors="replace")) from failed
                 (out, out_cut), (err, err_cut) = await asyncio.gather(*streams)
                 return Done(await process.wait(), out, err, out_cut or err_cut)
         finally:
@@ -81,13 +79,6 @@ async def run(
             await process.wait()
             if entered is not None:
                 await entered.end()
-
-
-def explained(failed: SandboxError, stderr: str, bwrap: str) -> SandboxError:
-    """The same failure with what bwrap printed taken into account."""
-    if "bwrap: " not in stderr:
-        return failed
-    return SandboxError(*diagnose(stderr, facts(bwrap)))
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

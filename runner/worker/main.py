@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import os
 import random
 import signal
 import socket
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
@@ -16,6 +17,7 @@ import psycopg
 from .. import verbs
 from ..errors import from_database
 from ..postgres import Cluster
+from ..sandbox.levels import Confinement, Level, close_own_memory, examine
 from ..verbs import Directive
 from .attempt import Attempt
 from .link import Link
@@ -30,6 +32,7 @@ POLL_POOLER = 2.0
 HEARTBEAT = 5.0
 TICK = 1.0
 CLEAN_UP = 3600.0  # seconds between two looks for folders of tasks that are over
+TRY_SANDBOX = 30.0  # seconds between two tries to set up a sandbox that failed
 
 
 @dataclass(kw_only=True)
@@ -46,6 +49,7 @@ class Options:
     labels: list[str] = field(default_factory=list[str])
     lease: timedelta = timedelta(seconds=60)
     pooler: bool = False
+    sandbox: Level = "strict"
     cluster: Cluster | None = None
 
 
@@ -57,6 +61,7 @@ def run(options: Options) -> int:
     """
     if not logging.getLogger().handlers:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    close_own_memory()
     return asyncio.run(_Runner(options).run())
 
 
@@ -73,11 +78,13 @@ class _Runner:
         self._wake = asyncio.Event()
         self._beat_now = asyncio.Event()
         self._our_tick = asyncio.Event()
+        self._in_trouble = asyncio.Event()
         self._draining = False
         self._stopped = asyncio.Event()
         self._reaper = Reaper()
         self._offers = Offers()
         self._places: Places | None = None
+        self._confinement = Confinement(options.sandbox)
         self._id = 0
 
     async def run(self) -> int:
@@ -116,9 +123,12 @@ class _Runner:
         self._wake.set()
 
     async def _register(self) -> None:
-        offered = await self._offers.first(await self._link.call(verbs.known_providers))
-        self._places = Places(*self._link.where)
         options = self._options
+        offered, self._confinement = await asyncio.gather(
+            self._offers.first(await self._link.call(verbs.known_providers)),
+            asyncio.to_thread(examine, options.sandbox, os.environ),
+        )
+        self._places = Places(*self._link.where, account=self._confinement.account)
         try:
             self._id = await self._link.call(
                 verbs.register_runner,
@@ -129,21 +139,27 @@ class _Runner:
                 version("taskyard"),
                 options.lease,
                 options.host,
+                self._confinement.told(),
             )
         except psycopg.Error as error:
             raise from_database(error) from error
         log.info(
-            "runner %s is up: %s slots, labels %s",
+            "runner %s is up: %s slots, labels %s, sandbox %s",
             options.name,
             options.slots,
             ", ".join(options.labels) or "none",
+            options.sandbox,
         )
+        if self._confinement.trouble is not None:
+            log.error("the sandbox cannot be set up, so nothing is claimed: %s", self._confinement.trouble)
+        elif options.sandbox == "none":
+            log.warning("NO SANDBOX: whatever an agent does, it does as the user of this runner")
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as group:
             helpers = [
                 group.create_task(helper())
-                for helper in (self._beat, self._tick, self._offer, self._look, self._clean_up)
+                for helper in (self._beat, self._tick, self._offer, self._look, self._clean_up, self._mend)
             ]
             if not self._options.pooler:
                 helpers.append(group.create_task(self._link.hear(self._id)))
@@ -165,7 +181,7 @@ class _Runner:
             claims = await self._ours(verbs.claim_task, room)
             for claim in claims:
                 assert self._places is not None
-                attempt = Attempt(claim, self._link, self._reaper, self._places)
+                attempt = Attempt(claim, self._link, self._reaper, self._places, self._confinement)
                 self._attempts[claim.attempt_id] = attempt
                 task = asyncio.create_task(self._run(attempt))
                 self._work.add(task)
@@ -189,6 +205,9 @@ class _Runner:
             )
         finally:
             self._attempts.pop(attempt.claim.attempt_id, None)
+            if attempt.sandbox_failed is not None and self._confinement.trouble is None:
+                self._confinement = replace(self._confinement, trouble=str(attempt.sandbox_failed))
+                self._in_trouble.set()
             self._wake.set()
 
     async def _beat(self) -> None:
@@ -203,10 +222,8 @@ class _Runner:
             for directive in directives:
                 our_tick |= directive.directive == "tick"
                 attempt = self._attempts.get(directive.attempt_id or 0)
-                if attempt is not None and directive.directive == "lost":
-                    attempt.stop("lost")
-                elif attempt is not None and directive.directive == "cancel":
-                    attempt.stop("cancel")
+                if attempt is not None and directive.directive in ("lost", "cancel", "wait", "release"):
+                    attempt.stop(directive.directive, directive.detail)
             if our_tick:
                 self._our_tick.set()
             else:
@@ -256,6 +273,23 @@ class _Runner:
                 for task in set(await self._link.call(verbs.tasks_over, kept)) - running:
                     await asyncio.to_thread(self._places.forget, task)
             await asyncio.sleep(CLEAN_UP)
+
+    async def _mend(self) -> None:
+        """Where the sandbox cannot be set up, claim nothing and try again now and then: somebody may have mended it."""
+        if self._confinement.trouble is not None:
+            self._in_trouble.set()
+        while True:
+            await self._in_trouble.wait()
+            self._in_trouble.clear()
+            await self._ours(verbs.report_sandbox, self._confinement.trouble)
+            while self._confinement.trouble is not None:
+                await asyncio.sleep(TRY_SANDBOX)
+                self._confinement = await asyncio.to_thread(examine, self._options.sandbox, os.environ)
+            assert self._places is not None
+            self._places.account = self._confinement.account
+            await self._ours(verbs.report_sandbox, None)
+            log.info("the sandbox can be set up now")
+            self._wake.set()
 
     async def _ours(self, verb: Any, *args: Any) -> Any:
         """Call a verb that takes our id. Raises _Unregistered where the database does not know us any more."""

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from ..adapters import Exit, Launch
+from ..adapters import Exit
+from ..sandbox.jail import Entered
 from .strays import MARK
 
 PASSED_ON = (
@@ -34,6 +35,21 @@ STRUCTURED_TAIL = 64 * 1024
 STDERR_TAIL = 64 * 1024
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 AFTERMATH = 1.0  # seconds that output may keep coming after the child itself has ended
+
+# A jail says 128 and the number for a program that a signal ended. Only those that end programs: tools have exit
+# statuses above 128 of their own (Gemini CLI: the HTTP status modulo 256, so 144, 145, 147, 173, 244, 247).
+FATAL = {
+    signal.SIGILL,
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGKILL,
+    signal.SIGSEGV,
+    signal.SIGTERM,
+    signal.SIGXCPU,
+    signal.SIGXFSZ,
+    signal.SIGSYS,
+}
 
 Sink = Callable[[str, str], Awaitable[None]]
 
@@ -115,6 +131,22 @@ class Child:
         self._reaper = reaper
         self.pid = process.pid
         self._stopping: asyncio.Task[None] | None = None
+        self._entered: Entered | None = None
+
+    def confined_by(self, entered: Entered) -> None:
+        """The process is a jail, and this the program in it: that one is asked to end, and its status counts."""
+        self._entered = entered
+
+    async def discard(self) -> str:
+        """End it before run(); returns what it printed on standard error."""
+        self._signal(signal.SIGKILL)
+        assert self._process.stderr is not None and self._process.stdin is not None
+        said = await self._process.stderr.read(STDERR_TAIL)
+        self._process.stdin.close()
+        self._pipe.close()
+        await self._exit()
+        self._reaper.forget(self.pid)
+        return said.decode(errors="replace")
 
     async def run(self, stdin: bytes, sink: Sink, tail: int = STDOUT_TAIL) -> Exit:
         """Feed it, pass its output to `sink(kind, text)` (kind: output or error), and wait for its end.
@@ -148,6 +180,8 @@ class Child:
             if self._stopping:
                 self._stopping.cancel()
             self._reaper.forget(self.pid)
+        if self._entered is not None and code - 128 in FATAL:
+            code = 128 - code
         return Exit(code, stdout.text(), stderr.text(), stdout.cut)
 
     async def _exit(self) -> int:
@@ -177,7 +211,10 @@ class Child:
         self._signal(signal.SIGKILL)
 
     async def _stop(self) -> None:
-        self._signal(signal.SIGTERM)
+        if self._entered is not None:
+            self._entered.signal(signal.SIGTERM)
+        else:
+            self._signal(signal.SIGTERM)
         await asyncio.sleep(GRACE)
         self._signal(signal.SIGKILL)
 
@@ -196,18 +233,29 @@ class Child:
             await pipe.wait_closed()
 
 
-async def spawn(launch: Launch, cwd: Path, env: dict[str, str], reaper: Reaper) -> Child:
-    """Start a command in a session of its own. Raises OSError."""
+async def spawn(
+    argv: Sequence[str],
+    env: dict[str, str],
+    cwd: Path,
+    reaper: Reaper,
+    mark: str,
+    pass_fds: tuple[int, ...] = (),
+) -> Child:
+    """Start a command in a session of its own, with exactly these variables and its `mark` (see strays).
+
+    Raises OSError.
+    """
     ours, theirs = _wide_pipe()
     try:
         process = await asyncio.create_subprocess_exec(
-            *launch.argv,
+            *argv,
             stdin=asyncio.subprocess.PIPE,
             stdout=theirs,
             stderr=asyncio.subprocess.PIPE,
             limit=CHUNK,
             cwd=cwd,
-            env=clean_environment({**env, **launch.env}),
+            env={**env, MARK: mark},
+            pass_fds=pass_fds,
             start_new_session=True,
         )
     except BaseException:
@@ -215,7 +263,7 @@ async def spawn(launch: Launch, cwd: Path, env: dict[str, str], reaper: Reaper) 
         raise
     finally:
         os.close(theirs)
-    reaper.watch(process.pid, env.get(MARK, ""))
+    reaper.watch(process.pid, mark)
     stdout = asyncio.StreamReader(limit=CHUNK)
     pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(stdout), os.fdopen(ours, "rb", buffering=0)

@@ -1,0 +1,202 @@
+"""Starting an attempt's child confined as its claim says, with the servers that are its only way out.
+
+policy() is the one place that turns a claim into what the kernel enforces.
+"""
+
+import asyncio
+import contextlib
+import stat
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+from ..adapters import CannotRun, Launch
+from ..postgres.account import Account
+from ..sandbox import beneath
+from ..sandbox.errors import SandboxError
+from ..sandbox.gateway import Gateway
+from ..sandbox.jail import Entered, Jail
+from ..sandbox.levels import Confinement
+from ..sandbox.network import Verdict
+from ..sandbox.policy import GATEWAY_PORT, PROXY_PORT, Limits, Mount, Policy
+from ..sandbox.proxy import Proxy
+from ..verbs import Claim
+from .places import Rooms
+from .process import Child, Reaper, clean_environment, spawn
+
+GATEWAY = f"http://127.0.0.1:{GATEWAY_PORT}"
+PROXY = f"http://127.0.0.1:{PROXY_PORT}"
+
+# What tools outside of any jail would run or obey later: an agent that may write its workspace may not write these.
+PROTECTED = (
+    ".git/config",
+    ".git/hooks",
+    ".git/info/attributes",
+    ".claude",
+    ".codex",
+    ".gemini",
+    ".qwen",
+    ".opencode",
+    "opencode.json",
+    ".mcp.json",
+    ".vscode",
+    ".idea",
+    ".envrc",
+)
+
+
+def policy(claim: Claim, launch: Launch, rooms: Rooms) -> Policy:
+    """What the kernel is to enforce for one attempt.
+
+    Its own folders are writable in any case; the task's workspace and the scope's paths as the scope says. Raises
+    CannotRun where the scope forbids what the task names.
+    """
+    reads, writes = "read" in claim.permissions, "read" in claim.permissions and "write" in claim.permissions
+    if rooms.given and not reads:
+        raise CannotRun(f"Scope {claim.scope} may not read, and the task names a workspace.")
+    mounts = [
+        Mount(rooms.workspace, writable=writes or not rooms.given),
+        Mount(rooms.tool, writable=True),
+        Mount(rooms.artifacts, writable=True),
+        *(Mount(program) for program in launch.programs),
+        *(Mount(shared, writable=True) for shared in launch.shared),
+    ]
+    if reads:
+        # A scope holds for many hosts: what is not on this one cannot be seen here.
+        paths = [Path(path) for path in claim.allowed_paths or () if Path(path).is_dir()]
+        mounts += [Mount(path, writable=writes) for path in paths if path != rooms.workspace]
+    listeners = [GATEWAY_PORT] if launch.upstream is not None else []
+    if "network" in claim.permissions or launch.hosts:
+        listeners.append(PROXY_PORT)
+    return Policy(
+        workspace=rooms.workspace,
+        home=rooms.user,
+        mounts=tuple(mounts),
+        protected=PROTECTED if rooms.given and writes else (),
+        execute="execute" in claim.permissions,
+        listeners=tuple(listeners),
+        limits=Limits(cpu_seconds=max(60, int(claim.timeout.total_seconds() * 2))),
+    )
+
+
+def check_writable(workspace: Path, account: Account) -> None:
+    """As root children run as an account of their own. Raises CannotRun where it may not write the task's directory."""
+    found = workspace.stat()
+    bit = stat.S_IWUSR if found.st_uid == account.uid else stat.S_IWGRP if found.st_gid == account.gid else stat.S_IWOTH
+    if not found.st_mode & bit:
+        raise CannotRun(
+            f"The runner is root and its agents are {account.name}, who may not write {workspace}:"
+            f" chown -R {account.name} it, or start the runner as its owner."
+        )
+
+
+def environment(claim: Claim, launch: Launch, rooms: Rooms, confinement: Confinement) -> dict[str, str]:
+    """The child's variables."""
+    own = {
+        "TASKYARD_TASK": str(claim.task_id),
+        "TASKYARD_ATTEMPT": str(claim.number),
+        "TASKYARD_ARTIFACTS": str(rooms.artifacts),
+    }
+    if confinement.level == "strict":
+        # The user's own ~/.gitconfig is not there, and without a name nobody can commit.
+        for who in ("AUTHOR", "COMMITTER"):
+            own |= {f"GIT_{who}_NAME": "Taskyard", f"GIT_{who}_EMAIL": "taskyard@localhost"}
+        if confinement.account is not None and confinement.account.switch:
+            own |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+        if "network" in claim.permissions or launch.hosts:
+            own |= {name: PROXY for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")}
+            own |= {name: "localhost,127.0.0.1,::1" for name in ("NO_PROXY", "no_proxy")}
+    return clean_environment({**own, **launch.env})
+
+
+@contextlib.asynccontextmanager
+async def started(
+    claim: Claim, launch: Launch, rooms: Rooms, confinement: Confinement, reaper: Reaper, network: "Network"
+) -> AsyncGenerator[Child]:
+    """The attempt's child, started; nothing of a jailed one is left on leaving.
+
+    Raises CannotRun where this host cannot keep the policy, SandboxError where the jail cannot be set up, OSError.
+    """
+    env = environment(claim, launch, rooms, confinement)
+    mark = str(claim.attempt_id)
+    if confinement.level != "strict":
+        yield await spawn(launch.argv, env, rooms.workspace, reaper, mark)
+        return
+    assert confinement.account is not None
+    with contextlib.ExitStack() as open_jail:
+        try:
+            jail = open_jail.enter_context(Jail(policy(claim, launch, rooms), launch.argv, env, confinement.account))
+        except (ValueError, beneath.Refused, FileNotFoundError) as refused:
+            raise CannotRun(f"The sandbox cannot show what the task needs: {refused}") from refused
+        child = await spawn(jail.argv, jail.env, Path("/"), reaper, mark, jail.pass_fds)
+        try:
+            entered = await jail.entered()
+        except BaseException as failed:
+            said = await child.discard()
+            if isinstance(failed, SandboxError):
+                raise jail.explained(failed, said) from failed
+            raise
+        child.confined_by(entered)
+        async with network.serving(entered, claim, launch):
+            try:
+                yield child
+            finally:
+                await entered.end()
+
+
+class Network:
+    """What a jailed child may reach, and what it did."""
+
+    def __init__(self) -> None:
+        self._refused: list[Verdict] = []
+        self._told: set[tuple[str, int]] = set()
+        self._used: dict[str, list[int]] = {}
+
+    def note(self, verdict: Verdict) -> None:
+        """A connection that was refused, or has ended."""
+        if verdict.allowed:
+            used = self._used.setdefault(f"{verdict.host}:{verdict.port}", [0, 0, 0])
+            used[0] += 1
+            used[1] += verdict.sent
+            used[2] += verdict.received
+        elif (verdict.host, verdict.port) not in self._told and len(self._told) < 100:
+            self._told.add((verdict.host, verdict.port))
+            self._refused.append(verdict)
+
+    def refusals(self) -> list[str]:
+        """One line for each host that was refused since the last call."""
+        refused, self._refused = self._refused, []
+        return [f"Refused to reach {verdict.host}:{verdict.port}: {verdict.reason}" for verdict in refused]
+
+    def summary(self) -> tuple[str, dict[str, object]] | None:
+        """What was reached, as a line and as {host: {connections, sent, received}}; None where nothing was."""
+        if not self._used:
+            return None
+        lines = [f"{host} ({n}, {sent} bytes out, {received} in)" for host, (n, sent, received) in self._used.items()]
+        data = {
+            host: {"connections": n, "sent": sent, "received": received}
+            for host, (n, sent, received) in self._used.items()
+        }
+        return f"Reached {', '.join(lines)}"[:2000], {"network": data}
+
+    @contextlib.asynccontextmanager
+    async def serving(self, entered: Entered, claim: Claim, launch: Launch) -> AsyncGenerator[None]:
+        """Gateway and proxy, as far as the claim has them."""
+        servers: list[asyncio.Task[None]] = []
+        if launch.upstream is not None:
+            gateway = Gateway(launch.upstream, self.note)
+            servers.append(asyncio.create_task(gateway.serve(entered.listeners[GATEWAY_PORT])))
+        if PROXY_PORT in entered.listeners:
+            proxy = Proxy(self._allowed(claim), launch.hosts, self.note)
+            servers.append(asyncio.create_task(proxy.serve(entered.listeners[PROXY_PORT])))
+        try:
+            yield
+        finally:
+            for server in servers:
+                server.cancel()
+            await asyncio.gather(*servers, return_exceptions=True)
+
+    @staticmethod
+    def _allowed(claim: Claim) -> tuple[str, ...] | None:
+        if "network" not in claim.permissions:
+            return ()
+        return None if claim.network_allow is None else tuple(claim.network_allow)
