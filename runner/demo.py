@@ -35,6 +35,7 @@ begin;
 insert into tasks (agent, dedupe_key, prompt) values
   ('shell', 'build',  'sleep 1; echo built 3 packages'),
   ('shell', 'deploy', 'test "$TASKYARD_ATTEMPT" != 1 || { echo port in use >&2; exit 1; }; echo deployed'),
+  ('shell', 'peek',   'ls /root /etc/shadow 2>&1 | sed "s/.*: //" | uniq; env | grep -i dsn || echo no way in'),
   ('shell', 'report', 'sleep 5; echo "report written by attempt $TASKYARD_ATTEMPT"'),
   ('shell', 'crawl',  'sleep 600');
 insert into tasks (agent, dedupe_key, prompt, depends_on)
@@ -92,6 +93,11 @@ POINTS: list[tuple[str, LiteralString, list[tuple[Any, ...]]]] = [
         from tasks where dedupe_key = 'digest'
         """,
         [("completed", True, True)],
+    ),
+    (
+        "A sandbox: what nobody granted does not exist, and the way into the database is not to be found.",
+        "select result #>> '{}' as found from tasks where dedupe_key = 'peek'",
+        [("No such file or directory\nno way in",)],
     ),
     (
         "A cancellation: the crawl was stopped while it ran.",
@@ -160,7 +166,7 @@ class Demo:
             db,
             "Nothing lost, nothing twice: every task ended once.",
             "select status, count(*) from tasks group by status order by status",
-            [("completed", 8), ("cancelled", 1)],
+            [("completed", 9), ("cancelled", 1)],
         )
         if modelled:
             self._ask(db)

@@ -351,3 +351,33 @@ def _value(connection: Yard, query: LiteralString, *parameters: Any) -> Any:
     row = connection.execute(query, parameters).fetchone()
     assert row is not None
     return next(iter(row.values()))
+
+
+def inbox(connection: Yard) -> list[dict[str, Any]]:
+    """Open questions, the most urgent first: {id, kind, task_id, scope, question, permissions, paths, hosts, left}.
+
+    left is the time until silence means no, None where it never does.
+    """
+    return connection.execute(
+        """
+        select a.id, a.kind, a.task_id, a.scope, a.question, a.permissions, a.paths, a.hosts,
+            a.deadline - taskyard._now() as left
+        from taskyard.approvals a join taskyard.inbox i on i.id = a.id
+        order by a.deadline nulls last, a.id
+        """
+    ).fetchall()
+
+
+def approve(connection: Yard, approval: int, note: str | None) -> str:
+    """Allow what was asked for; returns what that was."""
+    return _value(connection, "select taskyard.approve(%s, %s)", approval, note)
+
+
+def deny(connection: Yard, approval: int, why: str | None) -> str:
+    """Refuse what was asked for; returns what that was."""
+    return _value(connection, "select taskyard.deny(%s, %s)", approval, why)
+
+
+def answer(connection: Yard, approval: int, text: str) -> str:
+    """Answer a question."""
+    return _value(connection, "select taskyard.answer(%s, %s)", approval, text)

@@ -39,11 +39,12 @@ def at_work(*words: str) -> list[int]:
 
 
 def open_to_agents(folder: Path) -> Path:
-    """Make the folder; where tests run as root, agents are an account of their own and get it."""
+    """Make the folder; where tests run as root, agents are an account of their own and get it, with all that is in it."""
     folder.mkdir(exist_ok=True)
     account = agent_account()
     if account.switch:
-        os.chown(folder, account.uid, account.gid)
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, account.uid, account.gid)
     return folder
 
 

@@ -81,12 +81,13 @@ def planted(folder: Path) -> Path:
 
 
 def deep(folder: Path, levels: int, mode: int) -> None:
-    """Make `levels` folders below each other in `folder`, each with a file, and set their mode."""
+    """Make `levels` folders below each other in `folder`, each with a name of one file, and set their mode."""
     here = os.open(folder, os.O_RDONLY)
+    os.mknod("f", dir_fd=here)
     for _ in range(levels):
         os.mkdir("d", dir_fd=here)
         below = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=below))
+        os.link("f", "f", src_dir_fd=here, dst_dir_fd=below)
         os.fchmod(here, mode)
         os.close(here)
         here = below

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskyard.runner.adapters import Adapter, BadSettings, Exit, Launch, Run, Said, Seen
+from taskyard.runner.adapters.fields import obj
 from taskyard.runner.adapters.registry import built_in
 from taskyard.runner.adapters.tools import json_line
 from taskyard.runner.verbs import Ending, Usage, Window, storable
@@ -37,7 +38,7 @@ SUCCESS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "codex": lambda e: e.get("type") == "turn.completed",
     "gemini": lambda e: e.get("type") == "result" and e.get("status") == "success",
     "openai": lambda e: e.get("type") == "done",
-    "opencode": lambda e: e.get("type") == "step_finish" and e["part"]["reason"] == "stop",
+    "opencode": lambda e: e.get("type") == "step_finish" and obj(e.get("part")).get("reason") == "stop",
     "qwen": lambda e: e.get("type") == "result" and e.get("is_error") is False,
 }
 
@@ -334,8 +335,8 @@ def test_without_a_sandbox_nothing_of_it_is_asked_for(adapter: Adapter, tmp_path
 
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=lambda a: a.name)
 def test_settling_never_raises(adapter: Adapter, tmp_path: Path) -> None:
-    for settings in ({}, {"home": str(tmp_path / "nowhere")}, {"colour": "red"}):
-        adapter.settle(jailed(a_run(tmp_path, {"HOME": str(tmp_path)}, settings=settings)))
+    for unusable in ({}, {"home": str(tmp_path / "nowhere")}, {"colour": "red"}):
+        adapter.settle(jailed(a_run(tmp_path, {"HOME": str(tmp_path)}, settings=unusable)))
 
 
 @pytest.mark.parametrize("name", STRUCTURED)

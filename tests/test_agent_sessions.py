@@ -10,7 +10,7 @@ import pytest
 
 from .agents import MOSTLY_CLAUDE, Agents
 from .conftest import column, rows, value
-from .fleet import until
+from .fleet import open_to_agents, until
 from .stand_in import (
     Model,
     Request,
@@ -108,6 +108,8 @@ def test_another_host_or_provider_takes_over_with_a_note_and_the_work_as_a_commi
     git = ["git", "-C", str(repository), "-c", "user.name=U", "-c", "user.email=u@localhost"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "begin"], check=True)
+    open_to_agents(repository)
+    git[1:1] = ["-c", "safe.directory=*"]
     sql.execute("update agents set route = '{claude,codex}' where name = 'default'")
     agents.claude.script(
         write_file("half.txt", "first half", words="I begin with the first half."),

@@ -55,7 +55,7 @@ def start(fleet: Fleet, yard: Yard, folder: Path, *options: str) -> None:
     until(lambda: value(yard.connect(), "select state from runner_providers where provider = 'claude'") == "ready")
 
 
-def test_from_claim_to_the_tools_start_takes_less_than_60_ms(fleet: Fleet, yard18: Yard, tmp_path: Path) -> None:
+def test_from_claim_to_the_tools_start_in_its_sandbox_takes_less_than_150_ms(fleet: Fleet, yard18: Yard, tmp_path: Path) -> None:
     install_tool(yard18, tmp_path, "")
     start(fleet, yard18, tmp_path)
     sql = yard18.connect()
@@ -67,7 +67,7 @@ def test_from_claim_to_the_tools_start_takes_less_than_60_ms(fleet: Fleet, yard1
     quarter, median, _ = statistics.quantiles(took, n=4)
     print(f"from claim to the tool's first statement: median {median * 1000:.0f} ms, a quarter {quarter * 1000:.0f} ms")
     # The quarter, since other tests use the machine at the same time: the median is for a machine of one's own.
-    assert quarter < 0.060
+    assert quarter < 0.150
 
 
 def test_what_an_agent_says_is_readable_within_a_second(fleet: Fleet, yard18: Yard, tmp_path: Path) -> None:

@@ -307,6 +307,16 @@ def test_a_folder_is_opened_across_mounts_but_not_through_links(work: Path) -> N
             beneath.open_directory(path)
 
 
+@pytest.mark.parametrize("name", ["inward", "inner", "loop", "cwd"])
+def test_a_link_is_not_opened_even_as_a_place(work: Path, opener: Opener, name: str) -> None:
+    held = beneath.open_directory(work)
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+            opener(held, [name], os.O_PATH)
+    finally:
+        os.close(held)
+
+
 def test_what_was_opened_stays_when_its_name_is_given_to_a_link(work: Path) -> None:
     held = beneath.open_directory(work / "sub")
     try:

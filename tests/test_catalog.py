@@ -13,8 +13,11 @@ ROOT = Path(__file__).parent.parent
 SOURCES = "\n".join(path.read_text() for path in sorted((ROOT / "sql").glob("*/*.sql")))
 FUNCTION_SOURCES = "\n".join(path.read_text() for path in sorted((ROOT / "sql/functions").glob("*.sql")))
 
-# Private functions that the views and submit_task() need, which run as their caller.
-OPEN_HELPERS = {"_now", "_ago", "_line", "_short", "_caller", "_require_role"}
+# Private functions that the views, the policies and submit_task() need, which run as their caller.
+OPEN_HELPERS = {
+    "_now", "_ago", "_line", "_short", "_caller", "_require_role", "_sees_all", "_my_scopes", "_in_reach",
+    "_budgets_in_reach", "_percent_used", "_budget_text", "_amount", "_period_end", "_period_start",
+}  # fmt: skip
 # Public functions that touch nothing and need no role.
 PURE_HELPERS: set[str] = set()
 # Columns of tasks whose name says it all.
@@ -149,6 +152,7 @@ def test_only_submitters_and_admins_may_write_tables(db: Connection[DictRow]) ->
             for table in (
                 "agents",
                 "scopes",
+                "budgets",
                 "providers",
                 "provider_limits",
                 "provider_caps",

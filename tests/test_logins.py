@@ -33,7 +33,8 @@ class Host:
         """As a tool would, `age` seconds ago."""
         path.write_text(json.dumps({"tokens": {"account": "me", "token": token}, **more}))
         path.chmod(0o600)
-        os.utime(path, (path.stat().st_mtime - age,) * 2)
+        then = path.stat().st_mtime - age
+        os.utime(path, (then, then))
 
     @staticmethod
     def token(path: Path) -> str:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from psycopg import Connection
 from psycopg.rows import DictRow
 
-from .conftest import rows, value
+from .conftest import Yard, rows, value
 from .yardwork import claim, insert, refusal, register
 
 FLAGS = ("read", "write", "execute", "network", "create_child")
@@ -71,21 +71,23 @@ def test_permissions_are_what_the_tree_says_after_any_edits(db: Connection[DictR
             elif kind == "delete" and scope in tree and scope != "default" and list(below(tree, scope)) == [scope]:
                 db.execute("delete from scopes where name = %s", [scope])
                 del tree[scope]
-            assert {row["name"]: row["permissions"] for row in rows(db, "select * from scopes")} == {
+            assert {row["name"]: row["permissions"] for row in rows(db, "select * from effective_scopes")} == {
                 name: expected(tree, name) for name in tree
             }, (kind, scope)
 
     check()
 
 
-def test_permissions_that_somebody_wrote_by_hand_are_put_right(db: Connection[DictRow]) -> None:
-    db.execute(
-        "insert into scopes (name, parent, may_network, permissions) values ('a', 'default', false, '{network}')"
-    )
-    narrowed = ["read", "write", "execute", "create_child"]
-    assert value(db, "select permissions from scopes where name = 'a'") == narrowed
-    db.execute("update scopes set permissions = '{read,network}'")
-    assert value(db, "select permissions from scopes where name = 'a'") == narrowed
+def test_nobody_writes_by_hand_what_holds_in_a_scope(yard: Yard) -> None:
+    admin = yard.connect("admin")
+    for statement in (
+        "update effective_scopes set permissions = '{read,network}'",
+        "insert into effective_scopes select * from effective_scopes",
+        "delete from effective_scopes",
+    ):
+        error = refusal(admin, statement)
+        assert error is not None
+        assert error.sqlstate == "42501", statement
 
 
 def test_many_scopes_edited_in_one_statement_are_all_right(db: Connection[DictRow]) -> None:
@@ -94,7 +96,7 @@ def test_many_scopes_edited_in_one_statement_are_all_right(db: Connection[DictRo
     )
     db.execute("update scopes set parent = 'd', may_write = false where name in ('a')")
     db.execute("update scopes set may_read = (name <> 'b')")
-    assert {row["name"]: row["permissions"] for row in rows(db, "select * from scopes")} == {
+    assert {row["name"]: row["permissions"] for row in rows(db, "select * from effective_scopes")} == {
         "default": list(FLAGS),
         "a": ["read", "execute", "create_child"],
         "b": ["execute", "create_child"],

@@ -36,7 +36,7 @@ def test_a_waiting_or_ended_task_is_explained(db: Connection[DictRow]) -> None:
         "completed": [r"Completed 0s ago, attempt 1\."],
         "failed": [r"Failed 0s ago: Attempt 1: a needed permission is missing; no retry can change that\."],
         "cancelled": [r"Cancelled 0s ago: cancelled"],
-        "waiting": [r"Waits for an answer; it holds no slot meanwhile\."],
+        "waiting": [r"Waits for a human; it holds no slot meanwhile\.", r"\d+: Which one\? It means no in 24h\."],
         "scheduled": [r"Not before \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \(in (1h|59m)\)\."],
         "blocked": [r"Waits for other tasks:", r"Task \d+ is queued: first"],
     }
@@ -95,6 +95,32 @@ def test_a_queued_task_is_explained_reason_by_reason(db: Connection[DictRow]) ->
     assert why() == [nothing]
     assert why("select pause_scope('s', 'lunch')", "select resume_scope('s')") == ["Scope s is paused: lunch."]
     assert why("select pause_scope('s')", "select resume_scope('s')") == ["Scope s is paused."]
+    assert why("select pause_scope('default', 'night')", "select resume_scope('default')") == [
+        "Scope default is paused: night."
+    ]
+    narrow = "update scopes set allowed_{} = {} where name = 'default'"
+    assert why(narrow.format("agents", "'{claude}'"), narrow.format("agents", "null")) == [
+        "Scope s does not allow agent shell."
+    ]
+    assert why(narrow.format("providers", "'{claude}'"), narrow.format("providers", "null")) == [
+        "Scope s allows none of command."
+    ]
+    bare = "set role taskyard_owner; update runners set sandbox = '{}'; reset role"
+    confined = "update scopes set may_network = {} where name = 's'"
+    assert why(f"{bare.format('none')}; {confined.format(False)}", f"{bare.format('strict')}; {confined.format('null')}") == [
+        "Scope s is confined, and no runner has a sandbox."
+    ]
+    assert why(f"select report_sandbox({runner}, 'bwrap: not found')", f"select report_sandbox({runner}, null)") == [
+        "mill has no usable sandbox: bwrap: not found"
+    ]
+    spent = "insert into budgets (scope, measure, period, amount) values ('default', '{}', '{}', 0)"
+    (said,) = why(spent.format("usd", "day"), "delete from budgets")
+    assert re.fullmatch(
+        r"The budget of scope default is used up: \$0\.00 of \$0\.00 a day; it goes on in (\d+h|\d+m|\d+s)\.", said
+    )
+    assert why(spent.format("tokens", "total"), "delete from budgets") == [
+        "The budget of scope default is used up: 0 tokens of 0 tokens in all."
+    ]
     assert why("update agents set paused_at = now()", "update agents set paused_at = null") == [
         "Agent shell is paused."
     ]
@@ -173,9 +199,9 @@ def test_a_queued_task_is_explained_reason_by_reason(db: Connection[DictRow]) ->
     other = insert(db, scope="s", priority=9, workspace="/w")
     assert why() == ["Nothing holds it back: 1 ahead of it, 0 running, 3 slots in all."]
     claim(db, runner)
-    assert why("update scopes set max_concurrency = 1", "update scopes set max_concurrency = null") == [
-        "Scope s runs 1 of at most 1."
-    ]
+    full = "update scopes set max_concurrency = {} where name = '{}'"
+    for scope in ("s", "default"):
+        assert why(full.format(1, scope), full.format("null", scope)) == [f"Scope {scope} runs 1 of at most 1."]
     assert why("update agents set max_concurrency = 1", "update agents set max_concurrency = null") == [
         "Agent shell runs 1 of at most 1."
     ]

@@ -84,6 +84,8 @@ def task_in(db: Connection[DictRow], status: str) -> int:
         runner = value(db, "select register_runner('task-' || %s)", task)
         attempt = value(db, "select attempt_id from claim_task(%s)", runner)
         outcome = {"failed": "permission_denied"}.get(status, status)
+        if status == "waiting":
+            db.execute("select ask_human(%s, 'Which one?')", [attempt])
         if status != "running":
             db.execute("select complete_task(%s, %s)", [attempt, outcome])
     elif status == "cancelled":

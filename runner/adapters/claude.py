@@ -57,6 +57,7 @@ TOOLS_OF = {
     "execute": ["Bash", "Monitor"],
     "network": ["WebFetch", "WebSearch"],
 }
+SPAWNING = ["Glob", "Grep"]  # they start ripgrep, which a jail without execute refuses
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class Claude(Adapter):
             "--output-format",
             "stream-json",
             "--verbose",
-            *arguments(run.claim, model),
+            *arguments(run.claim, model, jailed=run.gateway is not None),
             *tool.args,
         ]
         check_arguments(argv)
@@ -156,7 +157,7 @@ def session_of(claim: Claim) -> str:
     return claim.session_id or str(uuid5(SESSIONS, str(claim.attempt_id)))
 
 
-def arguments(claim: Claim, model: str | None) -> list[str]:
+def arguments(claim: Claim, model: str | None, jailed: bool = False) -> list[str]:
     """Flags for this claim. Lists are given as one argument each: a rule such as Bash(git log, *) may hold commas."""
     flags = ["--resume" if claim.session_id else "--session-id", session_of(claim), "--strict-mcp-config"]
     if model:
@@ -170,6 +171,8 @@ def arguments(claim: Claim, model: str | None) -> list[str]:
     if "write" in claim.permissions:
         flags += ["--permission-mode", "acceptEdits"]
     denied = [name for permission, names in TOOLS_OF.items() if permission not in claim.permissions for name in names]
+    if jailed and "execute" not in claim.permissions:
+        denied += [name for name in SPAWNING if name not in denied]
     if claim.tools is None:
         allowed = [name for name in (*TOOLS_OF["execute"], *TOOLS_OF["network"]) if name not in denied]
     else:

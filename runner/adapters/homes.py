@@ -1,6 +1,7 @@
 """Writing and reading Run.home. An agent before may have filled it with links and pipes: none is ever followed.
 
-A link or a file of its own in the place of a folder is removed; whatever else stands in the way ends in CannotRun.
+What is written belongs to whom the folder belongs: as root, to the account that agents run as. A link or a file of its
+own in the place of a folder is removed; whatever else stands in the way ends in CannotRun.
 """
 
 import os
@@ -13,12 +14,12 @@ from .base import CannotRun
 
 def write(home: Path, name: str, text: str) -> None:
     """Replace home/name (a relative path; parents are made) by a file of this user alone. Raises CannotRun, OSError."""
-    _do(home, name, lambda root: beneath.write_bytes(root, name, text.encode()))
+    _do(home, name, lambda root: beneath.write_bytes(root, name, text.encode(), owner=_owner(home)))
 
 
 def directory(home: Path, name: str) -> None:
     """Make home/name, if it is not there. Raises CannotRun, OSError."""
-    _do(home, name, lambda root: beneath.make_directory(root, name))
+    _do(home, name, lambda root: beneath.make_directory(root, name, _owner(home)))
 
 
 def read(home: Path, name: str, limit: int) -> str | None:
@@ -38,7 +39,7 @@ def link(home: Path, name: str, target: Path | None) -> None:
             return
         parent = os.path.dirname(name)
         if parent:
-            beneath.make_directory(root, parent)
+            beneath.make_directory(root, parent, _owner(home))
         folder = beneath.open_directory(root / parent)
         try:
             os.symlink(target, os.path.basename(name), dir_fd=folder)
@@ -46,6 +47,13 @@ def link(home: Path, name: str, target: Path | None) -> None:
             os.close(folder)
 
     _do(home, name, place)
+
+
+def _owner(home: Path) -> tuple[int, int] | None:
+    if os.geteuid() != 0:
+        return None
+    found = home.stat()
+    return found.st_uid, found.st_gid
 
 
 def _root(home: Path) -> Path:

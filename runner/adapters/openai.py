@@ -130,10 +130,10 @@ class OpenAI(Adapter):
         program = Path(__file__).with_name("chat.py")
         argv = [sys.executable, "-I", str(program)]
         if run.gateway is not None:
+            python, source = programs.command(sys.executable, run.environ), str(program.resolve())
             upstream = Upstream(settings.base_url, confined.bearer(key))
-            return Launch(
-                argv, json.dumps(document).encode(), {}, upstream, programs=programs.needed([argv[0], argv[2]])
-            )
+            needed = programs.needed([*python, source])
+            return Launch([*python, "-I", source], json.dumps(document).encode(), {}, upstream, programs=needed)
         env = {settings.api_key_env: key} if settings.api_key_env and key else {}
         return Launch(argv, json.dumps(document).encode(), env)
 

@@ -30,6 +30,7 @@ TOOLS = {
     "execute": ("bash",),
     "network": ("webfetch", "websearch"),
 }
+SPAWNING = ("glob", "grep")  # they start ripgrep, which a jail without execute refuses
 
 
 class Opencode(Adapter):
@@ -128,7 +129,7 @@ def configuration(run: Run, tool: ToolSettings, model: str) -> dict[str, Any]:
         "autoupdate": False,
         "share": "disabled",
         "instructions": instructions,
-        "permission": permission(run.claim),
+        "permission": permission(run.claim, jailed=run.gateway is not None),
         "provider": {
             PROVIDER: {
                 "npm": "@ai-sdk/openai-compatible",
@@ -140,7 +141,7 @@ def configuration(run: Run, tool: ToolSettings, model: str) -> dict[str, Any]:
     }
 
 
-def permission(claim: Claim) -> dict[str, str]:
+def permission(claim: Claim, jailed: bool = False) -> dict[str, str]:
     """allow or deny for each tool, never ask: a question is answered with no, and ends the run as if it had succeeded.
 
     The last rule that fits a tool holds.
@@ -153,6 +154,8 @@ def permission(claim: Claim) -> dict[str, str]:
     for needed, names in TOOLS.items():
         if needed not in claim.permissions:
             rules |= dict.fromkeys(names, "deny")
+    if jailed and "execute" not in claim.permissions:
+        rules |= dict.fromkeys(SPAWNING, "deny")
     return rules
 
 

@@ -43,8 +43,10 @@ def command(executable: str, environ: Mapping[str, str]) -> list[str]:
     program = os.path.realpath(executable)
     if interpreter := _interpreter(program, environ):
         return [*interpreter, program]
-    given = Path(executable)
-    return [executable if _of_system(given) or (given.parent.parent / "pyvenv.cfg").is_file() else program]
+    given = Path(os.path.realpath(os.path.dirname(executable)), os.path.basename(executable))
+    if (given.parent.parent / "pyvenv.cfg").is_file():
+        return [str(given)]
+    return [executable if _of_system(Path(executable)) else program]
 
 
 def needed(words: list[str]) -> tuple[Path, ...]:

@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import click
 
-from . import completion, database, doctor, fleet, runner, submit, tasks, watch
+from . import completion, database, doctor, fleet, inbox, runner, submit, tasks, watch
 from .failures import EPILOG, Commands
 from .options import State, dsn_option
 
@@ -33,6 +33,10 @@ for command in (
     tasks.explain,
     tasks.cancel,
     tasks.retry,
+    inbox.inbox,
+    inbox.approve,
+    inbox.deny,
+    inbox.answer,
     fleet.pause,
     fleet.resume,
     fleet.drain,

@@ -47,19 +47,28 @@ async def farewell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 async def _accept(listener: socket.socket) -> socket.socket:
-    loop = asyncio.get_running_loop()
     while True:
         try:
-            connection, _ = await loop.sock_accept(listener)
+            return listener.accept()[0]
+        except BlockingIOError:
+            await _readable(listener)
         except ConnectionError:
-            continue  # it was gone before it was accepted
+            pass  # it was gone before it was accepted
         except OSError as failed:
             if failed.errno not in SHORTAGES:
                 raise
             log.warning("no connection can be accepted from a sandbox now: %s", failed.strerror)
             await asyncio.sleep(PAUSE)
-        else:
-            return connection
+
+
+async def _readable(listener: socket.socket) -> None:
+    """loop.sock_accept() is not used: cancelled while a connection comes in, it fails in a callback, and logs that."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(listener, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(listener)
 
 
 async def _one(connection: socket.socket, handle: Handler) -> None:
