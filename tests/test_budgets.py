@@ -75,8 +75,7 @@ def test_what_is_used_is_counted_until_its_period_is_over(
         clock.set(NOON + what - timedelta(hours=12))
         tree.execute("select heartbeat(%s)", [runner])
         found = claim(tree, runner)
-        if later == period:
-            assert later != "total"
+        if later == period != "total":
             assert [row["task_id"] for row in found] == [task]
             return
         assert found == []
@@ -204,7 +203,7 @@ def ask_for_more(yard: Yard, db: Connection[DictRow], runner: int) -> int:
 def test_an_administrator_approves_as_much_again_for_the_period(yard: Yard, tree: Connection[DictRow]) -> None:
     clock = Clock(yard, tree)
     clock.set(NOON)
-    runner = value(tree, "select register_runner('host', 4, p_lease => '3 days')")
+    runner = value(tree, "select register_runner('host', 4, p_lease => '1 day')")
     question = ask_for_more(yard, tree, runner)
     with Connection[DictRow].connect(
         yard.login("ann", "submitter", "home"), autocommit=True, row_factory=tree.row_factory
@@ -234,7 +233,7 @@ def test_an_administrator_approves_as_much_again_for_the_period(yard: Yard, tree
 def test_a_denied_budget_stays_closed_until_the_next_period(yard: Yard, tree: Connection[DictRow]) -> None:
     clock = Clock(yard, tree)
     clock.set(NOON)
-    runner = value(tree, "select register_runner('host', 4, p_lease => '3 days')")
+    runner = value(tree, "select register_runner('host', 4, p_lease => '1 day')")
     tree.execute("select deny(%s, 'enough')", [ask_for_more(yard, tree, runner)])
     for _ in range(3):
         clock.advance(timedelta(hours=1))
@@ -250,7 +249,7 @@ def test_a_denied_budget_stays_closed_until_the_next_period(yard: Yard, tree: Co
 def test_each_day_on_which_a_budget_is_used_up_asks_anew(yard: Yard, tree: Connection[DictRow], decision: str) -> None:
     clock = Clock(yard, tree)
     clock.set(NOON)
-    runner = value(tree, "select register_runner('host', 4, p_lease => '3 days')")
+    runner = value(tree, "select register_runner('host', 4, p_lease => '1 day')")
     question = ask_for_more(yard, tree, runner)
     if decision != "none":
         tree.execute(f"select {decision}(%s)".encode(), [question])
@@ -268,7 +267,7 @@ def test_each_day_on_which_a_budget_is_used_up_asks_anew(yard: Yard, tree: Conne
 def test_a_question_about_a_budget_that_has_room_again_is_withdrawn(yard: Yard, tree: Connection[DictRow]) -> None:
     clock = Clock(yard, tree)
     clock.set(NOON)
-    runner = value(tree, "select register_runner('host', 4, p_lease => '3 days')")
+    runner = value(tree, "select register_runner('host', 4, p_lease => '1 day')")
     ask_for_more(yard, tree, runner)
     tree.execute("update budgets set amount = 9")
     clock.advance(timedelta(minutes=1))
@@ -361,19 +360,19 @@ def test_two_transactions_that_end_and_claim_under_one_budget_do_not_wait_for_ea
 # A sequence number drawn by a claim while it holds the budget's lock alone, and by a charge while it holds it shared: each lock lasts
 # until commit, so of a claim and a charge the one with the lower number was committed before the other began to look.
 OBSERVED = """
-    create table observed (n bigint generated always as identity, kind text, attempt bigint, usd numeric, running bigint);
-    grant all on observed to public;
-    create function claimed() returns trigger language plpgsql security definer as $$ begin
-        insert into observed (kind, attempt, running)
+    create table public.observed (n bigint generated always as identity, kind text, attempt bigint, usd numeric, running bigint);
+    grant all on public.observed to public;
+    create function public.claimed() returns trigger language plpgsql security definer as $$ begin
+        insert into public.observed (kind, attempt, running)
         select 'claim', new.id, count(*) from taskyard.attempts a where a.outcome is null;
         return null;
     end $$;
-    create function charged() returns trigger language plpgsql security definer as $$ begin
-        insert into observed (kind, usd) values ('charge', new.cost_usd);
+    create function public.charged() returns trigger language plpgsql security definer as $$ begin
+        insert into public.observed (kind, usd) values ('charge', new.cost_usd);
         return null;
     end $$;
-    create trigger observed after insert on taskyard.attempts for each row execute function claimed();
-    create trigger observed after insert on taskyard.usage_charges for each row when (new.scope = 'home') execute function charged();
+    create trigger observed after insert on taskyard.attempts for each row execute function public.claimed();
+    create trigger observed after insert on taskyard.usage_charges for each row when (new.scope = 'home') execute function public.charged();
 """
 
 
@@ -407,7 +406,7 @@ def work_at_full_speed(yard: Yard, scopes: list[str], batch: int, tasks: int, co
         thread.join(120)
     assert failed == []
     assert not any(thread.is_alive() for thread in threads)
-    return rows(db, "select * from observed order by n")
+    return rows(db, "select * from public.observed order by n")
 
 
 @pytest.mark.parametrize(

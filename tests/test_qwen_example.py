@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,17 @@ def test_host_is_ready_with_a_key_or_a_server(tmp_path: Path) -> None:
     assert "a-key" not in QWEN.probe({}, {**environ, "OPENAI_API_KEY": "a-key"}).account
     with pytest.raises(CannotRun, match="not installed"):
         QWEN.prepare(a_run(tmp_path))
+
+
+def test_in_a_jail_the_program_behind_the_entry_is_started_itself(tmp_path: Path) -> None:
+    package = tmp_path / "node_modules" / "qwen"
+    for name in ("cli-entry.js", "cli.js"):
+        a_tool(package, name)
+        (package / name).write_text("#!/usr/bin/env node\n")
+    environ = a_tool(tmp_path / "bin", "node")
+    settings = {"executable": str(package / "cli-entry.js"), "base_url": "http://127.0.0.1:8080/v1"}
+    run = a_run(tmp_path, environ, settings=settings)
+    launch = QWEN.prepare(replace(run, gateway="http://127.0.0.1:3101"))
+    assert launch.argv[:2] == [str(tmp_path / "bin" / "node"), str(package / "cli.js")]
+    assert launch.programs == (tmp_path / "bin" / "node", tmp_path / "node_modules")
+    assert QWEN.prepare(run).argv[0] == str(package / "cli-entry.js")

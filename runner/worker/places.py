@@ -9,6 +9,7 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -20,6 +21,9 @@ from ..postgres import default_home
 from ..postgres.account import Account
 from ..sandbox.removal import remove_tree
 from ..verbs import Claim
+
+
+log = logging.getLogger("taskyard.runner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +61,17 @@ class Places:
             # Links above our own folders are the user's, and followed here: a jail follows none.
             folder = Path(os.path.realpath(self._made(self.folder / str(claim.task_id))))
             yield self._rooms(folder, claim, workspace)
-            await asyncio.to_thread(remove_tree, folder / "artifacts" / str(claim.number))
+            await asyncio.to_thread(_removed, folder / "artifacts" / str(claim.number))
             return
         folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=f"taskyard-{claim.task_id}-")))
         try:
             yield self._rooms(folder, claim, workspace)
         finally:
-            await asyncio.to_thread(remove_tree, folder)
+            await asyncio.to_thread(_removed, folder)
 
     def forget(self, task: int) -> None:
         """Remove all that is kept for a task."""
-        remove_tree(self.folder / str(task))
+        _removed(Path(os.path.realpath(self.folder)) / str(task))
 
     def tasks(self) -> list[int]:
         """Tasks that something is kept for."""
@@ -96,3 +100,8 @@ class Places:
         if self.account is not None and self.account.switch:
             self.account.own(folder, 0o700)
         return folder
+
+
+def _removed(folder: Path) -> None:
+    if not remove_tree(folder):
+        log.warning("%s could not be removed as a whole", folder)

@@ -86,7 +86,13 @@ begin
     end if;
     if v_edited then
         perform _check_task(new);
-        perform _check_scope(new, tg_op = 'INSERT');
+        -- Most tasks name nothing that a scope could object to: that is one look, and no call.
+        if new.workspace is not null or new.parent_id is not null or exists (
+            select from effective_scopes e
+            where e.name = new.scope and (e.allowed_agents is not null or e.allowed_providers is not null)
+        ) then
+            perform _check_scope(new, tg_op = 'INSERT');
+        end if;
         if tg_op = 'UPDATE' and new.depends_on is distinct from old.depends_on then
             perform _check_cycle(new);
         end if;

@@ -180,7 +180,7 @@ def _chroot() -> None:
 
 def _setns() -> None:
     _as_root_of_its_own()
-    call("setns", os.open("/proc/self/ns/uts", os.O_RDONLY), 0)
+    call("setns", os.open("/proc/self/ns/mnt", os.O_RDONLY), 0)
 
 
 def _open_tree() -> None:

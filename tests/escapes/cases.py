@@ -224,7 +224,6 @@ listed(
     24,
     "no way to make tasks is in a jail (in SQL: tests/test_escapes.py)",
     each({"ECONNREFUSED"}, "port 3130"),
-    {"port 3130": "another program has that port"},
     permissions=((*ALL, "create_child"), ALL),
 )
 listed(

@@ -199,7 +199,7 @@ def _name_read(work: Path, name: str, findings: Findings) -> bytes | str:
 
 @case(38, "a tree that is made to resist is removed")
 async def stubborn_tree(arena: Arena, findings: Findings) -> None:
-    size = {"depth": 3000, "files": 100_000 if arena.thorough else 3000}
+    size = {"depth": 3000, "files": 20_000 if arena.thorough else 3000}
 
     async def planted() -> World:
         world = arena.world(**size)

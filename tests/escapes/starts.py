@@ -17,7 +17,7 @@ from taskyard.runner.cli import main as command_line
 from taskyard.runner.cli.options import State
 from taskyard.runner.postgres.account import Account
 from taskyard.runner.sandbox.errors import SandboxError
-from taskyard.runner.sandbox.host import find_bwrap
+from taskyard.runner.sandbox.host import find_bwrap, system_layout
 from taskyard.runner.sandbox.jail import Jail
 from taskyard.runner.sandbox.policy import Mount, Policy
 from taskyard.runner.worker import confined
@@ -69,9 +69,11 @@ async def exchanged_folder(arena: Arena, findings: Findings) -> None:
             pass  # as good: it never started
 
     # What a jail that mounts by the path does.
-    path = str(late.granted)
-    shown = ["--ro-bind", "/", "/", "--tmpfs", str(late.folder / "moved"), "--ro-bind", path, path]
-    ended = await arena.outside([find_bwrap(arena.account), *shown, "cat", f"{path}/one"], late.space)
+    system = system_layout()
+    shown = [word for folder in system.folders for word in ("--ro-bind", folder, folder)]
+    shown += [word for link, target in system.links.items() for word in ("--symlink", target, link)]
+    by_path = [find_bwrap(arena.account), *shown, "--ro-bind", str(late.granted), "/granted"]
+    ended = await arena.outside([*by_path, "cat", "/granted/one"], late.space)
     findings.control("mounted by its path", arena.secret in ended.stdout)
 
 
@@ -87,14 +89,15 @@ async def ending_threads(arena: Arena, findings: Findings) -> None:
 
         async def sink(_: str, text: str) -> None:
             heard.append(text)
+            loop.set_default_executor(ThreadPoolExecutor())
             threads.shutdown(wait=True)
 
         async with asyncio.timeout(20), arena.attempt(world, claim, launch) as (child, _):
             await asyncio.to_thread(int)
             ended = await child.run(launch.stdin, sink)
     finally:
-        threads.shutdown(wait=True)
         loop.set_default_executor(ThreadPoolExecutor())
+        threads.shutdown(wait=True)
     findings.must(ended.code == 0 and "still here" in "".join(heard), f"the job ended with {ended.code}: {heard}")
     findings.control("started by a thread that ends", await _started_by_a_thread(arena) != 0)
 

@@ -35,7 +35,7 @@ def serve(listener: socket.socket) -> None:
                 with client, contextlib.suppress(OSError):
                     client.sendall(SECRET)
                     client.settimeout(2)
-                    client.recv(1)
+                    client.recv(65536)
 
     listener.listen(16)
     threading.Thread(target=accept, daemon=True).start()
