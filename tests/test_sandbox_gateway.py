@@ -346,7 +346,7 @@ def test_an_early_refusal_reaches_a_child_that_still_sends(api: Api) -> None:
         assert line.until(b"}}").startswith(b"HTTP/1.1 400 ")
 
 
-def test_an_answer_before_the_requests_end_passes_and_is_the_connections_last() -> None:
+def test_an_answer_that_comes_before_the_requests_end_passes() -> None:
     said = b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nno!"
 
     def refuse(server: socket.socket) -> None:
@@ -354,6 +354,9 @@ def test_an_answer_before_the_requests_end_passes_and_is_the_connections_last() 
         with connection:
             connection.recv(4096)
             connection.sendall(said)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         refusing = threading.Thread(target=refuse, args=(server,))
@@ -361,7 +364,7 @@ def test_an_answer_before_the_requests_end_passes_and_is_the_connections_last() 
         with serving(Gateway(Upstream(f"http://127.0.0.1:{server.getsockname()[1]}", BEARER))) as port:
             answer, body = ask(port, body=iter([b"x" * 65536] * 200))
         refusing.join()
-    assert (answer.status, body, answer.getheader("connection")) == (413, b"no!", "close")
+    assert (answer.status, body) == (413, b"no!")
 
 
 def test_a_header_that_is_too_long_is_refused(api: Api) -> None:

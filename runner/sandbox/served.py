@@ -76,9 +76,8 @@ class Client:
             ahead += len(data)
 
     async def answer(self, status: int, headers: Sequence[tuple[bytes, bytes]], reason: bytes) -> None:
-        """Send status and headers. Where part of the request was never read, this answer is the connection's last."""
-        last = [] if self._complete.is_set() else [(b"Connection", b"close")]
-        await self._send(h11.Response(status_code=status, headers=[*headers, *last], reason=reason))
+        """Send status and headers."""
+        await self._send(h11.Response(status_code=status, headers=list(headers), reason=reason))
 
     async def more(self, chunk: bytes) -> None:
         """Send a piece of the answer, at once."""

@@ -22,7 +22,6 @@ from ..postgres.account import Account
 from ..sandbox.removal import remove_tree
 from ..verbs import Claim
 
-
 log = logging.getLogger("taskyard.runner")
 
 
