@@ -252,6 +252,7 @@ def test_plain_http_is_refused(outside: Outside) -> None:
 def test_some_hosts_are_reached_whatever_the_scope_says(outside: Outside) -> None:
     with outside.proxy((), ("example.com",)) as port, connect(Line(port)) as line:
         assert line.until(b"\r\n\r\n") == ESTABLISHED
+    assert outside.notes == [Verdict("example.com", 443, True, "the tool's login needs it")]
 
 
 def test_without_a_list_any_public_host_is_reached(outside: Outside) -> None:

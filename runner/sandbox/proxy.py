@@ -106,7 +106,8 @@ class Proxy:
             await _tunnel((reader, writer), (far_reader, far_writer), traffic)
         finally:
             far_writer.transport.abort()
-            self._note(Verdict(host, PORT, True, "the scope admits it", traffic.sent, traffic.received))
+            reason = "the scope admits it" if permitted(self._allow, host) else "the tool's login needs it"
+            self._note(Verdict(host, PORT, True, reason, traffic.sent, traffic.received))
 
     async def _asked(self, reader: asyncio.StreamReader) -> tuple[str, bytes]:
         """The host that a CONNECT asks for, if that may be reached, and what the child sent after it."""

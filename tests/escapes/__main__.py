@@ -26,6 +26,7 @@ def main() -> int:
             }
             failed += not all(outcome["held"] for outcome in outcomes.values())
             print(table.line(cases[number], outcomes, columns), flush=True)
+        costs = {situation.name: situation.start() for situation in situations}
     except Unusable as error:
         print(f"No sandbox can be set up here, so agents would not run either:\n{error}", flush=True)
         return 1
@@ -34,7 +35,9 @@ def main() -> int:
             situation.close()
     for situation in situations:
         hello = situation.hello
-        print(f"{table.HEADINGS[situation.name]}: uid {hello['uid']}, agents as {hello['agent']}, bubblewrap {hello['version']}")
+        who = f"uid {hello['uid']}, agents as {hello['agent']}, bubblewrap {hello['version']}"
+        cost = f"an attempt at nothing takes {costs[situation.name] * 1000:.0f} ms (median)"
+        print(f"{table.HEADINGS[situation.name]}: {who}; {cost}")
     print(f"{len(wanted)} cases, {failed} failed, {time.monotonic() - begun:.0f} seconds")
     return 1 if failed else 0
 

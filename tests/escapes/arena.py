@@ -13,11 +13,11 @@ import secrets
 import subprocess
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from taskyard.runner.adapters import Exit, Launch
 from taskyard.runner.postgres.account import Account
@@ -36,6 +36,16 @@ PATIENCE = 40.0  # seconds that one run may take
 ALL = ("read", "write", "execute")
 CGROUPS = ("/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/unified/cgroup.procs", "/sys/fs/cgroup/pids/cgroup.procs")
 MADE_UP = "the secret, "
+
+
+# What attempt() sets: several jails may start at once.
+_limits: ContextVar[Limits | None] = ContextVar("limits", default=None)
+_usual_policy = confined.policy
+
+
+def _policy(claim: Claim, launch: Launch, rooms: Rooms) -> Policy:
+    found, limits = _usual_policy(claim, launch, rooms), _limits.get()
+    return found if limits is None else replace(found, limits=limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,7 @@ class Arena:
 
     def __post_init__(self) -> None:
         self.root.chmod(0o755)
+        confined.policy = _policy
         self.reaper = Reaper()
         self._victim: subprocess.Popen[str] | None = None
         self._told: dict[str, Any] | None = None
@@ -120,7 +131,16 @@ class Arena:
             folder = self.root / "victim"
             self._furnish(folder)
             process = subprocess.Popen(
-                [str(find_python().executable), "-E", "-s", "-B", "-c", (HERE / "victim.py").read_text(), folder, self.secret],
+                [
+                    str(find_python().executable),
+                    "-E",
+                    "-s",
+                    "-B",
+                    "-c",
+                    (HERE / "victim.py").read_text(),
+                    folder,
+                    self.secret,
+                ],
                 cwd=folder,
                 env={"PATH": os.defpath, "SECRETDB": self.secret},
                 stdin=subprocess.PIPE,
@@ -174,7 +194,9 @@ class Arena:
             "victim": self.victim(),
             "tmp": str(self.folder(folder / "tmp")),
             "shm": "/dev/shm",
-            "disk": next((str(path) for path in map(Path, ("/dev/vda", "/dev/sda", "/dev/nvme0n1")) if path.exists()), "/dev/vda"),
+            "disk": next(
+                (str(path) for path in map(Path, ("/dev/vda", "/dev/sda", "/dev/nvme0n1")) if path.exists()), "/dev/vda"
+            ),
             "cgroup": next((path for path in CGROUPS if os.path.exists(path)), CGROUPS[0]),
             **more,
         }
@@ -231,20 +253,17 @@ class Arena:
         network: confined.Network | None = None,
     ) -> AsyncGenerator[tuple[Child, Rooms]]:
         """A child as a runner starts it; `limits` in place of the usual ones. All of it is gone on leaving."""
-        usual = confined.policy
-
-        def policy(*arguments: Any) -> Policy:
-            found = usual(*arguments)
-            return found if limits is None else replace(found, limits=limits)
-
         async with contextlib.AsyncExitStack() as stack:
             if rooms is None:
                 rooms = await stack.enter_async_context(self.places(world).rooms(claim, world.space, lasting=True))
-            with mock.patch.object(confined, "policy", policy):
+            token = _limits.set(limits)
+            try:
                 started = confined.started(
                     claim, launch, rooms, self.confinement, self.reaper, network or confined.Network()
                 )
                 child = await stack.enter_async_context(started)
+            finally:
+                _limits.reset(token)
             yield child, rooms
 
     async def inside(

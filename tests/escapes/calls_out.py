@@ -68,7 +68,7 @@ def look(path):
 for pid in filter(str.isdecimal, os.listdir("/proc")):
     for name in ("environ", "cmdline"):
         look(f"/proc/{pid}/{name}")
-for top in ("/home", "/tmp", "/run", "/etc", "/dev/shm", *sys.argv[2:]):
+for top in sys.argv[2:]:
     for folder, _, names in os.walk(top):
         for name in names:
             look(os.path.join(folder, name))
@@ -245,8 +245,9 @@ async def key_outside(arena: Arena, findings: Findings) -> None:
                 target = " ".join(sent[1].split(" ")[:2])
                 reached = _status(answer) == "200"
                 findings.must(not reached or target.startswith("GET //"), f"{target}: {_status(answer)}")
-            search = _python(SEARCH, KEY[::-1], str(world.space), str(world.folder / "work"))
-            inside = await arena.inside(world, search, launch=launch)
+            search = _python(SEARCH, KEY[::-1])
+            own = ("/home", "/tmp", "/run", "/etc", "/dev/shm", str(world.space), str(world.folder / "work"))
+            inside = await arena.inside(world, [*search, *own], launch=launch)
             findings.must(json.loads(inside.stdout) == [], f"the key is in {inside.stdout}")
         outside = await arena.outside(search, world.space)
         findings.control("looked for without a jail", "environ" in outside.stdout)

@@ -155,7 +155,11 @@ listed(
     "a link in the workspace leads nowhere outside",
     each(
         ABSENT | READ_ONLY,
-        *(f"{what} by a {link} link" for link in ("absolute", "relative", "magic") for what in ("read", "list", "write")),
+        *(
+            f"{what} by a {link} link"
+            for link in ("absolute", "relative", "magic")
+            for what in ("read", "list", "write")
+        ),
     ),
 )
 listed(
@@ -241,7 +245,9 @@ listed(
     31,
     "no further namespace, mount or sandbox",
     {
-        **each(FILTERED, "unshare", "clone", "mount", "remount", "open_tree", "fsopen", "pivot_root", "chroot", "setns"),
+        **each(
+            FILTERED, "unshare", "clone", "mount", "remount", "open_tree", "fsopen", "pivot_root", "chroot", "setns"
+        ),
         "clone3": {"ENOSYS"},
         "nested bwrap": {"refused", "ENOENT"},
     },

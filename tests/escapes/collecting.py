@@ -27,7 +27,9 @@ async def links_as_artifacts(arena: Arena, findings: Findings) -> None:
     def look(rooms: Rooms) -> None:
         found = collect(rooms.artifacts)
         findings.must([a.path for a in found.artifacts] == ["honest"], f"taken: {[a.path for a in found.artifacts]}")
-        findings.must(all(arena.secret.encode() not in (a.content or b"") for a in found.artifacts), "the secret was kept")
+        findings.must(
+            all(arena.secret.encode() not in (a.content or b"") for a in found.artifacts), "the secret was kept"
+        )
         refused = {path for path, _ in found.refused}
         findings.must({"link", "relative", "folder", "environ", "pipe"} <= refused, f"refused: {sorted(refused)}")
         findings.must(arena.secret not in str(found.refused), "a refusal quotes the secret")
@@ -145,7 +147,16 @@ NAMES_TAKEN = ("ok.txt", "sub/ok.txt", "café.txt")
 NAMES_REFUSED = (
     *("../outside/secret", "sub/../../outside/secret", "sub/../ok.txt", "./ok.txt", "sub//ok.txt", "sub/", ".", ".."),
     *("....//outside/secret", "", "/etc/passwd", "//etc/passwd", "file:///etc/passwd", "/dev/stdin", "/proc/self/fd/0"),
-    *("outward/secret", "up/outside/secret", "cwd/ok.txt", "root/etc/passwd", "nul\0", "\0", "bell\x07", "evil\u202etxt.exe"),
+    *(
+        "outward/secret",
+        "up/outside/secret",
+        "cwd/ok.txt",
+        "root/etc/passwd",
+        "nul\0",
+        "\0",
+        "bell\x07",
+        "evil\u202etxt.exe",
+    ),
     *("\udc80", "n" * 256, "p/" * 2100 + "x", "..\\secret", "C:\\x", "C:x", "\\\\server\\share"),
 )
 NAMES_OF_TRAPS = (

@@ -41,9 +41,12 @@ async def stopped(arena: Arena, findings: Findings) -> None:
             beating.set()
 
     with mock.patch.object(process, "GRACE", 0.2):
-        async with asyncio.timeout(PATIENCE), arena.attempt(world, arena.claim(world), Launch(world.attack(26), b"")) as (
-            child,
-            _,
+        async with (
+            asyncio.timeout(PATIENCE),
+            arena.attempt(world, arena.claim(world), Launch(world.attack(26), b"")) as (
+                child,
+                _,
+            ),
         ):
             running = asyncio.create_task(child.run(b"", sink))
             await beating.wait()
@@ -165,7 +168,8 @@ async def hogs(arena: Arena, findings: Findings) -> None:
     greedy = arena.world(tmp="/tmp")
     modest = arena.world()
     hog, neighbour = await asyncio.gather(
-        arena.inside(greedy, greedy.attack(30), limits=limits), arena.inside(modest, ["sh", "-c", "sleep 0.3; echo fine"])
+        arena.inside(greedy, greedy.attack(30), limits=limits),
+        arena.inside(modest, ["sh", "-c", "sleep 0.3; echo fine"]),
     )
     findings.judge(
         answers(hog)["30"],
@@ -196,7 +200,10 @@ async def flood(arena: Arena, findings: Findings) -> None:
             most = max(most, psutil.Process().memory_info().rss)
         seen += len(text)
 
-    async with asyncio.timeout(90), arena.attempt(world, arena.claim(world, ALL), Launch(world.attack(39), b"")) as (child, _):
+    async with (
+        asyncio.timeout(90),
+        arena.attempt(world, arena.claim(world, ALL), Launch(world.attack(39), b"")) as (child, _),
+    ):
         ended = await child.run(b"", sink)
     findings.must(seen >= megabytes << 20, f"only {seen >> 20} MiB were read")
     findings.must(ended.stdout_cut and len(ended.stdout) <= process.STDOUT_TAIL, "more is kept than the last 4 MiB")

@@ -25,7 +25,9 @@ async def unusable(arena: Arena, findings: Findings) -> None:
         said = found["said"] or ["", ""]
         findings.must(found["said"] is not None and not found["started"], f"{what}: a program started")
         findings.must(cause in said[0] and cure in said[1], f"{what}: it says {said}")
-        findings.must(found["trouble"] is not None and cause in found["trouble"], f"{what}: the runner would claim tasks")
+        findings.must(
+            found["trouble"] is not None and cause in found["trouble"], f"{what}: the runner would claim tasks"
+        )
     found = await _on_a_host_without("nothing", arena)
     findings.control("the same with nothing broken", found["started"] and found["trouble"] is None)
 

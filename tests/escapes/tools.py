@@ -69,7 +69,12 @@ async def _told_to_attack(arena: Arena, jailed: bool) -> dict[str, dict[str, str
                     ended = await child.run(launch.stdin, _ignored)
                 assert world.fingerprint() == before, "what is outside was changed"
             else:
-                for folder in (rooms.tool, rooms.tool.parent, rooms.tool.parent.parent, rooms.tool.parent.parent.parent):
+                for folder in (
+                    rooms.tool,
+                    rooms.tool.parent,
+                    rooms.tool.parent.parent,
+                    rooms.tool.parent.parent.parent,
+                ):
                     folder.chmod(0o755)
                 env = {**environ, **launch.env}
                 ended = await arena.outside(launch.argv, world.space, env=env, stdin=launch.stdin)

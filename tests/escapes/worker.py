@@ -3,13 +3,14 @@
     python -m tests.escapes.worker '{"tools": {name: path}}'
 
 Says first, as one line of JSON, who it is and whether the sandbox can be set up; then for each line `NUMBER` or
-`NUMBER thorough` of standard input what came out. Ends with its input.
+`NUMBER thorough` of standard input what came out, and for `start` what a jail costs. Ends with its input.
 """
 
 import asyncio
 import contextlib
 import json
 import os
+import statistics
 import sys
 import time
 import traceback
@@ -23,6 +24,7 @@ from .cases import every_case
 from .endings import hold
 from .findings import Findings
 
+STARTS = 21
 LONGEST = 4 * PATIENCE  # seconds that one case may take
 
 
@@ -37,11 +39,25 @@ async def tried(arena: Arena, number: int) -> dict[str, Any]:
     return {**findings.told(), "seconds": time.monotonic() - begun}
 
 
+async def start(arena: Arena) -> float:
+    """What a jail costs: from the claim to the end of `true`, in seconds; the median of several."""
+    times: list[float] = []
+    world = arena.world()
+    for _ in range(STARTS):
+        begun = time.perf_counter()
+        await arena.inside(world, ["true"])
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
 async def serve(arena: Arena) -> None:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := (await reader.readline()).decode().split():
+        if line == ["start"]:
+            print(json.dumps({"seconds": await start(arena)}), flush=True)
+            continue
         arena.thorough = "thorough" in line
         print(json.dumps(await tried(arena, int(line[0]))), flush=True)
 
