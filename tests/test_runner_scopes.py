@@ -96,7 +96,7 @@ def test_refused_hosts_are_told_in_the_transcript(fleet: Fleet, sql: Connection[
     assert ended(sql, task)["result"] == "403"
     until(
         lambda: column(
-            sql, "select body from transcript where kind = 'note' and body like 'Refused to reach evil.test:443%'"
+            sql, "select body from transcript where kind = 'note' and body like 'Not reached: evil.test:443%'"
         ),
         5,
     )

@@ -1,6 +1,5 @@
 """The server behind the gateway: addresses and keys that cannot be, its certificate, and a company's proxy before it."""
 
-import json
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ from taskyard.runner.sandbox.gateway import Gateway
 from taskyard.runner.sandbox.network import Verdict
 from taskyard.runner.sandbox.proxy import Proxy, Streams, dial
 from tests.fleet import until
-from tests.jail_servers import serving
+from tests.jail_servers import Line, serving
 from tests.recording_api import ApiServer
 from tests.test_sandbox_gateway import BEARER, KEY, ask
 
@@ -78,16 +77,20 @@ def test_a_companys_proxy_is_used_and_certificates_are_checked(
         monkeypatch.setenv("HTTPS_PROXY", f"127.0.0.1:{company}")
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
-        with serving(Gateway(Upstream("https://api.example.com", BEARER))) as port:
-            message = json.loads(ask(port)[1])["error"]["message"]
-            assert message == "The model's API at api.example.com has a certificate that is not trusted here."
+        failed: list[Verdict] = []
+        with serving(Gateway(Upstream("https://api.example.com", BEARER), failed.append)) as port, Line(port) as line:
+            assert line.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").rest() == b""
+        assert failed[0].reason == "it has a certificate that is not trusted here"
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         with serving(Gateway(Upstream("https://api.example.com/v1", BEARER))) as port:
             assert ask(port, path="/responses")[1] == b"ok"
         until(lambda: len(notes) == 2)
-        with serving(Gateway(Upstream("https://other.example.com", BEARER))) as port:
-            message = json.loads(ask(port)[1])["error"]["message"]
-            assert message == "The model's API at other.example.com could not be reached through HTTPS_PROXY."
+        with (
+            serving(Gateway(Upstream("https://other.example.com", BEARER), failed.append)) as port,
+            Line(port) as line,
+        ):
+            assert line.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").rest() == b""
+        assert "it could not be reached through HTTPS_PROXY" in [verdict.reason for verdict in failed]
     [asked] = server.api.asked
     assert (asked.line, asked.values("authorization")) == ("POST /v1/responses HTTP/1.1", [f"Bearer {KEY}"])
     assert asked.values("host") == ["api.example.com"]

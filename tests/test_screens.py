@@ -107,9 +107,9 @@ def test_a_queued_task_is_explained_reason_by_reason(db: Connection[DictRow]) ->
     ]
     bare = "set role taskyard_owner; update runners set sandbox = '{}'; reset role"
     confined = "update scopes set may_network = {} where name = 's'"
-    assert why(f"{bare.format('none')}; {confined.format(False)}", f"{bare.format('strict')}; {confined.format('null')}") == [
-        "Scope s is confined, and no runner has a sandbox."
-    ]
+    assert why(
+        f"{bare.format('none')}; {confined.format(False)}", f"{bare.format('strict')}; {confined.format('null')}"
+    ) == ["Scope s is confined, and no runner has a sandbox."]
     assert why(f"select report_sandbox({runner}, 'bwrap: not found')", f"select report_sandbox({runner}, null)") == [
         "mill has no usable sandbox: bwrap: not found"
     ]
@@ -287,6 +287,57 @@ def test_a_view_of_the_providers_fits_a_phone(yard: Yard, view: str) -> None:
     assert value(db, f"select count(*) from {view}") >= (1 if view == "spend" else 2)  # type: ignore[arg-type]
     lines = printed(yard, view)
     assert max(len(line) for line in lines) <= 40, lines
+
+
+@pytest.mark.parametrize("view", ["scope_tree", "budget_use"])
+def test_a_view_of_the_scopes_fits_a_phone(yard: Yard, view: str) -> None:
+    db = yard.connect()
+    parent = "default"
+    for level in range(8):
+        name = f"{'' if parent == 'default' else parent + '/'}a-long-name-{level}"[:100]
+        db.execute("insert into scopes (name, parent, max_concurrency) values (%s, %s, 1000)", [name, parent])
+        for measure, amount in (("usd", 123456789.5), ("tokens", 99_949_999), ("seconds", 86400 * 700)):
+            db.execute(
+                "insert into budgets (scope, measure, period, amount) values (%s, %s, 'month', %s)",
+                [name, measure, amount],
+            )
+        parent = name
+    db.execute("update budgets set amount = 0 where measure = 'usd'")
+    assert value(db, f"select count(*) from {view}") >= 8  # type: ignore[arg-type]
+    lines = printed(yard, view)
+    assert max(len(line) for line in lines) <= 40, lines
+
+
+def test_the_tree_of_scopes_is_indented_and_says_what_each_may(db: Connection[DictRow]) -> None:
+    db.execute(
+        "insert into scopes (name, parent, may_network, max_concurrency) values ('home', 'default', false, 3), ('home/kid', 'home', null, null)"
+    )
+    db.execute(
+        "insert into budgets (scope, measure, period, amount) values ('home', 'usd', 'day', 2), ('home', 'usd', 'month', 50)"
+    )
+    runner = register(db)
+    insert(db, scope="home/kid")
+    insert(db, scope="home/kid")
+    first, _ = claim(db, runner, 2)
+    db.execute("select report_session(%s, 's', %s)", [first["attempt_id"], Jsonb({"cost_usd": 0.5})])
+    db.execute("select pause_scope('home/kid')")
+    assert [tuple(row.values()) for row in rows(db, "select * from scope_tree")] == [
+        ("default", "rwxnc", "2", ""),
+        ("  home", "rwx-c", "2/3", "25%"),
+        ("    kid", "rwx-c", "2", "paused"),
+    ]
+
+
+def test_the_fleet_says_which_hosts_have_no_sandbox(db: Connection[DictRow]) -> None:
+    for name, sandbox in (
+        ("a", {"level": "strict"}), ("b", {"level": "none"}), ("c", {"level": "container", "trouble": "no bwrap"}),
+    ):  # fmt: skip
+        db.execute("select register_runner(%s, p_sandbox => %s)", [name, Jsonb(sandbox)])
+    assert [(row["runner"], row["state"]) for row in rows(db, "select * from fleet")] == [
+        ("a", "up"),
+        ("b", "bare"),
+        ("c", "no jail"),
+    ]
 
 
 def test_the_limits_are_listed_with_what_a_person_wants_to_know_of_them(db: Connection[DictRow]) -> None:

@@ -4,6 +4,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from psycopg import Connection
 from psycopg.rows import DictRow
 
 from taskyard.runner.install import install, newest_schema
@@ -41,7 +42,9 @@ def test_tasks_that_wait_survive_the_upgrade_where_they_were(yard: Yard, old_sql
         db.execute("insert into tasks (prompt, agent, priority, on_limit) values ('second', 'shell', 1, 'wait')")
         db.execute("insert into tasks (prompt, agent, run_at) values ('later', 'shell', now() + interval '1 day')")
         db.execute("insert into tasks (prompt, agent, depends_on, on_limit) values ('after', 'shell', '{1}', 'wait')")
-        db.execute("insert into provider_limits (provider, state, until) values ('command', 'hot', now() + interval '1 hour')")
+        db.execute(
+            "insert into provider_limits (provider, state, until) values ('command', 'hot', now() + interval '1 hour')"
+        )
         before = rows(db, "select id, prompt, status from tasks order by id")
         install(db)
         assert rows(db, "select id, prompt, status from tasks order by id") == before
@@ -52,6 +55,47 @@ def test_tasks_that_wait_survive_the_upgrade_where_they_were(yard: Yard, old_sql
         task = value(db, "select attempt_id from tasks where id = 1")
         assert value(db, "select complete_task(%s)", task) == "completed"
         assert column(db, "select status from tasks where prompt = 'after'") == ["queued"]
+
+
+def test_who_could_submit_before_the_upgrade_still_works_in_all_scopes(yard: Yard, old_sql: tuple[int, Path]) -> None:
+    with another(yard.cluster) as old:
+        db = old.connect()
+        install(db, folder=old_sql[1])
+        with Connection[DictRow].connect(old.login("ann", "submitter"), autocommit=True) as ann:
+            ann.execute("insert into taskyard.tasks (prompt) values ('before')")
+            with Connection[DictRow].connect(old.login("vic", "viewer"), autocommit=True) as vic:
+                install(db)
+                ann.execute("insert into taskyard.tasks (prompt) values ('after')")
+                for login in (ann, vic):
+                    assert login.execute("select count(*) from taskyard.tasks").fetchone() == (2,)
+        # Others share the server's roles, so only that nobody but submitters was granted anything is certain.
+        granted = column(
+            db,
+            "select login || ' ' || scope || ' ' || granted_by from taskyard.scope_grants where login ~ %s",
+            f"_{old.name}$",
+        )
+        assert granted == [f"ann_{old.name} default upgrade"]
+
+
+def test_what_runs_during_the_upgrade_ends_well_and_its_old_runner_gets_nothing_more(
+    yard: Yard, old_sql: tuple[int, Path]
+) -> None:
+    with another(yard.cluster) as old:
+        db = old.connect()
+        install(db, folder=old_sql[1])
+        db.execute("set search_path = taskyard, public")
+        db.execute("insert into tasks (prompt, agent) values ('runs', 'shell'), ('waits', 'shell')")
+        runner = value(db, "select register_runner('old')")
+        (attempt,) = column(db, "select attempt_id from claim_task(%s)", runner)
+        install(db)
+        assert (
+            column(db, "select directive from heartbeat(%s, %s) where attempt_id is not null", runner, [attempt]) == []
+        )
+        with pytest.raises(Exception, match="is not registered any more") as refused:
+            db.execute("select claim_task(%s)", [runner])
+        assert getattr(refused.value, "sqlstate", "") == "TY007"
+        assert value(db, "select complete_task(%s)", attempt) == "completed"
+        assert column(db, "select prompt from tasks where status = 'queued'") == ["waits"]
 
 
 def test_a_runner_of_the_version_before_is_refused_with_a_sentence(yard: Yard) -> None:

@@ -110,6 +110,7 @@ class Gateway:
         try:
             response = await self._transport.handle_async_request(request)
         except httpx.TransportError as error:
+            # No answer was there, so none is made up: a status would be read as the vendor's own word.
             raise self._failed(error) from None
         try:
             headers = sent_back(response.headers.raw, keep_cookies=not self._headers)
@@ -118,15 +119,17 @@ class Gateway:
                 await client.more(chunk)
         except httpx.TransportError as error:
             # The status is out: all that tells the child is an answer that does not come to its end.
-            raise Gone from self._failed(error)
+            raise self._failed(error) from None
         finally:
             await response.aclose()
         await client.end()
 
-    def _failed(self, error: httpx.TransportError) -> NotServed:
-        what = f"The model's API at {self._base.host} {_why(error)}."
-        log.warning("%s (%s)", what, type(error).__name__)
-        return NotServed(502, what)
+    def _failed(self, error: httpx.TransportError) -> Gone:
+        why = _why(error)
+        log.warning("The model's API at %s %s. (%s)", self._base.host, why, type(error).__name__)
+        if self._note is not None:
+            self._note(Verdict(self._base.host, self._base.port or 443, False, f"it {why}", 0, 0))
+        return Gone()
 
 
 def joined(base: httpx.URL, target: bytes, *, drop_key: bool) -> httpx.URL:

@@ -5,6 +5,8 @@ policy() is the one place that turns a claim into what the kernel enforces.
 
 import asyncio
 import contextlib
+import logging
+import signal
 import stat
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -22,6 +24,8 @@ from ..sandbox.proxy import Proxy
 from ..verbs import Claim
 from .places import Rooms
 from .process import Child, Reaper, clean_environment, spawn
+
+log = logging.getLogger("taskyard.runner")
 
 GATEWAY = f"http://127.0.0.1:{GATEWAY_PORT}"
 PROXY = f"http://127.0.0.1:{PROXY_PORT}"
@@ -71,11 +75,16 @@ def policy(claim: Claim, launch: Launch, rooms: Rooms) -> Policy:
         workspace=rooms.workspace,
         home=rooms.user,
         mounts=tuple(mounts),
-        protected=PROTECTED if rooms.given and writes else (),
+        protected=_protected(rooms.workspace) if rooms.given and writes else (),
         execute="execute" in claim.permissions,
         listeners=tuple(listeners),
         limits=Limits(cpu_seconds=max(60, int(claim.timeout.total_seconds() * 2))),
     )
+
+
+def _protected(workspace: Path) -> tuple[str, ...]:
+    # In a work tree of its own .git is a file that says where the repository is.
+    return (".git", *PROTECTED) if (workspace / ".git").is_file() else PROTECTED
 
 
 def check_writable(workspace: Path, account: Account) -> None:
@@ -123,6 +132,7 @@ async def started(
         return
     assert confinement.account is not None
     with contextlib.ExitStack() as open_jail:
+        network.prepare(claim, launch)
         try:
             jail = open_jail.enter_context(Jail(policy(claim, launch, rooms), launch.argv, env, confinement.account))
         except (ValueError, beneath.Refused, FileNotFoundError) as refused:
@@ -136,7 +146,7 @@ async def started(
                 raise jail.explained(failed, said) from failed
             raise
         child.confined_by(entered)
-        async with network.serving(entered, claim, launch):
+        async with network.serving(entered):
             try:
                 yield child
             finally:
@@ -150,11 +160,13 @@ class Network:
         self._refused: list[Verdict] = []
         self._told: set[tuple[str, int]] = set()
         self._used: dict[str, list[int]] = {}
+        self._servers: dict[int, Gateway | Proxy] = {}
 
     def note(self, verdict: Verdict) -> None:
-        """A connection that was refused, or has ended."""
-        if verdict.allowed:
-            used = self._used.setdefault(f"{verdict.host}:{verdict.port}", [0, 0, 0])
+        """A connection that was refused, came to nothing, or has ended."""
+        if verdict.allowed and verdict.sent + verdict.received:
+            where = f"{verdict.host}:{verdict.port}"
+            used = self._used.setdefault(where if len(self._used) < 100 else "others", [0, 0, 0])
             used[0] += 1
             used[1] += verdict.sent
             used[2] += verdict.received
@@ -165,7 +177,7 @@ class Network:
     def refusals(self) -> list[str]:
         """One line for each host that was refused since the last call."""
         refused, self._refused = self._refused, []
-        return [f"Refused to reach {verdict.host}:{verdict.port}: {verdict.reason}" for verdict in refused]
+        return [f"Not reached: {verdict.host}:{verdict.port}, {verdict.reason}" for verdict in refused]
 
     def summary(self) -> tuple[str, dict[str, object]] | None:
         """What was reached, as a line and as {host: {connections, sent, received}}; None where nothing was."""
@@ -178,16 +190,26 @@ class Network:
         }
         return f"Reached {', '.join(lines)}"[:2000], {"network": data}
 
-    @contextlib.asynccontextmanager
-    async def serving(self, entered: Entered, claim: Claim, launch: Launch) -> AsyncGenerator[None]:
-        """Gateway and proxy, as far as the claim has them."""
-        servers: list[asyncio.Task[None]] = []
+    def prepare(self, claim: Claim, launch: Launch) -> None:
+        """Build the servers that the child is to have. Raises SandboxError."""
         if launch.upstream is not None:
-            gateway = Gateway(launch.upstream, self.note)
-            servers.append(asyncio.create_task(gateway.serve(entered.listeners[GATEWAY_PORT])))
-        if PROXY_PORT in entered.listeners:
-            proxy = Proxy(self._allowed(claim), launch.hosts, self.note)
-            servers.append(asyncio.create_task(proxy.serve(entered.listeners[PROXY_PORT])))
+            self._servers[GATEWAY_PORT] = Gateway(launch.upstream, self.note)
+        self._servers[PROXY_PORT] = Proxy(self._allowed(claim), launch.hosts, self.note)
+
+    @contextlib.asynccontextmanager
+    async def serving(self, entered: Entered) -> AsyncGenerator[None]:
+        """Gateway and proxy, as far as the jail has a port for them. Should one end, so does the child."""
+
+        def ended(server: asyncio.Task[None]) -> None:
+            if not server.cancelled():
+                log.error("a server of a sandbox ended: %s", server.exception())
+                entered.signal(signal.SIGKILL)
+
+        servers = [
+            asyncio.create_task(self._servers[port].serve(listener)) for port, listener in entered.listeners.items()
+        ]
+        for server in servers:
+            server.add_done_callback(ended)
         try:
             yield
         finally:

@@ -7,7 +7,8 @@ Each case runs the attack in the jail that a runner makes for a real attempt, an
 the jail, by the same account. The control has to succeed, else the case proves nothing, and fails. Where a control cannot
 be had on this host (only root may, the kernel has no such thing) the table says so.
 
-attacker.py, calls.py   what runs inside: one function per case, plain Python, no imports but the standard library's
+attacker.py, reaching.py, calls.py, trying.py
+                        what runs inside: one function per case, plain Python, no imports but the standard library's
 victim.py               a process of the attacker's own user that holds secrets in every way a process can
 arena.py, findings.py   folders, the two ways to run the attacker, and what comes out
 cases.py                the cases that are lists of attempts and the answers a jail may give; the others are in

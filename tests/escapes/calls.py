@@ -14,7 +14,8 @@ import pty
 import shutil
 import struct
 import subprocess
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 X86 = platform.machine() == "x86_64"
 LIBC = ctypes.CDLL(None, use_errno=True)

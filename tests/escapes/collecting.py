@@ -163,7 +163,7 @@ NAMES_OF_TRAPS = (
     *("absolute", "relative", "loop", "inward", "environ", "descriptor", "zero", "nowhere", "pipe", "socket", "hard"),
     *("sub", "sparse", "inner"),
 )
-NAMES_ABSENT = ("cafe\u0301.txt", "..%2fsecret", "．．/secret", "..\u2215secret", "~/x", "con")
+NAMES_ABSENT = ("cafe\u0301.txt", "..%2fsecret", "\uff0e\uff0e/secret", "..\u2215secret", "~/x", "con")
 SLOW = 0.1  # seconds
 
 
@@ -210,10 +210,9 @@ def _name_read(work: Path, name: str, findings: Findings) -> bytes | str:
 
 @case(38, "a tree that is made to resist is removed")
 async def stubborn_tree(arena: Arena, findings: Findings) -> None:
-    size = {"depth": 3000, "files": 20_000 if arena.thorough else 3000}
 
     async def planted() -> World:
-        world = arena.world(**size)
+        world = arena.world(depth=3000, files=20_000 if arena.thorough else 3000)
         answers(await arena.inside(world, world.attack(38)))
         return world
 

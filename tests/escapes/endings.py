@@ -144,7 +144,7 @@ async def _control_beats(findings: Findings, what: str, world: World) -> None:
     findings.control(what, beats.stat().st_size > size)
     (world.space / "stop").touch()
     async with asyncio.timeout(PATIENCE):
-        while size != (size := beats.stat().st_size):
+        while size != (size := beats.stat().st_size):  # noqa: ASYNC110
             await asyncio.sleep(STILL)
 
 

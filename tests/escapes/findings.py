@@ -88,6 +88,11 @@ class Case:
     slow: bool = False
 
 
+def each(answer: Collection[str], *names: str) -> dict[str, Collection[str]]:
+    """The same answers for several attempts."""
+    return dict.fromkeys(names, answer)
+
+
 CASES: dict[int, Case] = {}
 
 

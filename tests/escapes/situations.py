@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ class Situation:
         self._tools = tools
         self._process: subprocess.Popen[bytes] | None = None
         self._stack = contextlib.ExitStack()
-        self._log = self._stack.enter_context(tempfile.TemporaryFile("w+b"))
+        self._log = self._stack.enter_context(tempfile.TemporaryFile("w+b"))  # noqa: SIM115  it is entered
         self._command: tuple[list[str], Path, dict[str, str]] | None = None
 
     def ask(self, number: int, *, thorough: bool = False) -> Outcome:
@@ -88,7 +88,6 @@ class Situation:
         if self._command is None:
             self._command = self._stack.enter_context(_runnable_by(account))
         argv, folder, env = self._command
-        switch: dict[str, Any] = {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
         process = subprocess.Popen(
             [*argv, "-m", "tests.escapes.worker", json.dumps({"tools": self._tools})],
             cwd=folder,
@@ -97,7 +96,9 @@ class Situation:
             stdout=subprocess.PIPE,
             stderr=self._log,
             start_new_session=True,
-            **switch,
+            user=account.uid if account else None,
+            group=account.gid if account else None,
+            extra_groups=[] if account else None,
         )
         self._process = process
         try:
@@ -162,7 +163,7 @@ def installed_tools() -> tuple[dict[str, str], list[str]]:
 
 
 @contextlib.contextmanager
-def _runnable_by(account: Account | None) -> Iterator[tuple[list[str], Path, dict[str, str]]]:
+def _runnable_by(account: Account | None) -> Generator[tuple[list[str], Path, dict[str, str]]]:
     """An interpreter, a folder to start it in, and variables, with which the account can import this package."""
     own = ([sys.executable], REPOSITORY, _environment())
     if account is None or _imports(account, *own):
@@ -185,9 +186,18 @@ def _environment(**more: str) -> dict[str, str]:
 
 def _imports(account: Account, argv: list[str], folder: Path, env: dict[str, str]) -> bool:
     command = [*argv, "-c", "import tests.escapes.worker as worker; worker.every_case()"]
-    switch: dict[str, Any] = {"user": account.uid, "group": account.gid, "extra_groups": []}
     try:
-        return subprocess.run(command, cwd=folder, env=env, capture_output=True, timeout=60, **switch).returncode == 0
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            timeout=60,
+            user=account.uid,
+            group=account.gid,
+            extra_groups=[],
+        )
+        return done.returncode == 0
     except OSError:
         return False
 

@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
@@ -23,19 +22,19 @@ from taskyard.runner.sandbox.policy import Mount, Policy
 from taskyard.runner.worker import confined
 
 from .arena import Arena, World, answers
-from .findings import Findings, case
+from .findings import Findings, case, each
 
 
 @case(6, "a scope without write is read-only, and one with it writes to the host")
 async def write_permission(arena: Arena, findings: Findings) -> None:
     names = ("workspace", "granted folder", "overwrite", "chmod")
     world = arena.world()
-    granted = {"allowed_paths": [str(world.granted)]}
-    found = answers(await arena.inside(world, world.attack(6), ("read", "execute"), **granted))["6"]
-    findings.judge(found, dict.fromkeys(names, {"EROFS"}), "without write")
+    granted = [str(world.granted)]
+    found = answers(await arena.inside(world, world.attack(6), ("read", "execute"), allowed_paths=granted))["6"]
+    findings.judge(found, each({"EROFS"}, *names), "without write")
     findings.must((world.granted / "file").read_text() == "as it was", "a file of a read-only scope was changed")
-    found = answers(await arena.inside(world, world.attack(6), **granted))["6"]
-    findings.judge(found, dict.fromkeys(names, {"done"}), "with write")
+    found = answers(await arena.inside(world, world.attack(6), allowed_paths=granted))["6"]
+    findings.judge(found, each({"done"}, *names), "with write")
     for made in (world.space / "made", world.granted / "made"):
         findings.must(made.exists() and made.stat().st_uid == arena.account.uid, f"{made.name} is not on the host")
     findings.control("the same scope, with write", all(answer == "done" for answer in found.values()))
@@ -112,10 +111,16 @@ async def _started_by_a_thread(arena: Arena) -> int:
         entered, may_end = threading.Event(), threading.Event()
 
         def start() -> None:
-            options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            spawned.append(
-                subprocess.Popen(jail.argv, env={}, cwd="/", pass_fds=jail.pass_fds, start_new_session=True, **options)
+            process = subprocess.Popen(
+                jail.argv,
+                env={},
+                cwd="/",
+                pass_fds=jail.pass_fds,
+                start_new_session=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
+            spawned.append(process)
             entered.set()
             may_end.wait(10)
 
@@ -147,7 +152,7 @@ async def never_root(arena: Arena, findings: Findings) -> None:
         "core_pattern": {"EROFS", "EACCES"},
         "setuid": {"EPERM", "EINVAL"},
     }
-    expected |= dict.fromkeys(("CapEff", "CapPrm", "CapBnd"), {"0" * 16}) | {"uid": {str(arena.account.uid)}}
+    expected |= each({"0" * 16}, "CapEff", "CapPrm", "CapBnd") | {"uid": {str(arena.account.uid)}}
     expected["Groups"] = {"", "65534", *([] if arena.account.switch else _groups())}
     findings.judge(found, expected)
     findings.must(arena.account.uid != 0, "agents are root")
@@ -196,7 +201,11 @@ async def said_twice(arena: Arena, findings: Findings) -> None:
 def _asked_to_run(*options: str) -> tuple[int, str, bool]:
     """`taskyard runner`, up to where it would begin: its exit status, what it said, and whether it would."""
     ran: list[object] = []
-    begin: Callable[..., int] = lambda given: ran.append(given) or 0  # noqa: E731
+
+    def begin(options: object) -> int:
+        ran.append(options)
+        return 0
+
     with (
         mock.patch.object(State, "connect"),
         mock.patch.object(State, "database"),
