@@ -181,7 +181,7 @@ def test_those_who_were_given_more_than_now_holds_are_released(
         for row in again:
             assert ("network" in row["permissions"]) == (changes != {"may_network": False})
             assert row["allowed_paths"] == changes.get("allowed_paths")
-            assert row["network_allow"] == changes.get("network_allow")
+            assert (row["network_allow"] or None) == changes.get("network_allow")
 
 
 def test_what_is_widened_and_narrowed_again_is_narrowed_for_those_in_between(home: Connection[DictRow]) -> None:

@@ -161,7 +161,9 @@ comment on view scope_tree is 'The scopes with what holds in each: r(ead), w(rit
 create or replace view budget_use with (security_invoker = true) as
 select
     _line(u.scope, 11) as scope,
-    _line(_budget_text(u.measure, u.period, u.amount), 13) as budget,
+    _line(
+        replace(_amount(u.measure, u.amount), ' tokens', ' tok') || case u.period when 'day' then '/day' when 'month' then '/mon' else ' in all' end, 13
+    ) as budget,
     _percent_used(u.used, u.amount) as used,
     case
         when u.used < u.amount then ''
