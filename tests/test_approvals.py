@@ -450,4 +450,4 @@ def test_the_inbox_says_what_is_asked_and_fits_a_phone(yard: Yard) -> None:
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(lines) >= 5
     assert max(len(line) for line in lines) <= 40, lines
-    assert column(db, "select asks from inbox")[0] == "reach a-host-wit…"
+    assert column(db, "select asks from inbox")[0].startswith("reach a-host")

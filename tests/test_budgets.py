@@ -97,7 +97,7 @@ def test_seconds_of_running_attempts_add_up(yard: Yard, tree: Connection[DictRow
     clock.advance(timedelta(seconds=1))
     assert claim(tree, runner) == []
     tree.execute("select tick()")
-    assert value(tree, "select asks from inbox") == "Scope home has u…"
+    assert value(tree, "select asks from inbox").startswith("Scope home h")
     assert value(tree, "select question from approvals") == "Scope home has used 1m of 1m a day. As much again?"
 
 
@@ -178,13 +178,13 @@ def test_a_used_up_budget_closes_its_subtree_and_asks(tree: Connection[DictRow])
     for _ in range(3):
         tree.execute("select tick()")
     (asked,) = rows(tree, "select * from inbox")
-    assert (asked["task"], asked["asks"]) == ("home", "Scope home has u…")
+    assert (asked["task"], asked["asks"][:12]) == ("home", "Scope home h")
     assert column(tree, "select kind from task_events where kind like 'budget%%' order by at") == [
         "budget_warning",
         "budget_exceeded",
     ]
     (told,) = rows(tree, "select scope, budget, used from budget_use")
-    assert told == {"scope": "home", "budget": "$1.00 a day", "used": 150}
+    assert told == {"scope": "home", "budget": "$1.00/day", "used": 150}
     assert value(tree, "select spent from scope_tree where scope = '  home'") == "150%"
 
 

@@ -112,4 +112,4 @@ def test_a_model_that_tells_claude_to_attack_gets_nowhere_with_a_real_runner(age
 
 def test_what_is_tried_as_root_is_tried_as_an_ordinary_user_too() -> None:
     assert set(SITUATIONS) == ({"root", "ordinary"} if AS_ROOT else {"ordinary"})
-    assert list(every_case()) == list(range(1, 43))
+    assert list(every_case()) == list(range(1, 44))

@@ -42,8 +42,14 @@ class Neighbours:
         """By relation, the rows of it that tell of zebra; only those that the connection may read at all."""
         found: dict[str, list[str]] = {}
         for name in self.relations():
-            if value(db, "select has_any_column_privilege(%s, 'select')", f"taskyard.{name}"):
-                texts = column(db, f"select t::text from taskyard.{name} t")  # type: ignore[arg-type]
+            readable = value(
+                db,
+                "select string_agg(quote_ident(attname), ', ') from pg_attribute where attrelid = %s::regclass and attnum > 0"
+                " and not attisdropped and has_column_privilege(attrelid, attnum, 'select')",
+                f"taskyard.{name}",
+            )
+            if readable:
+                texts = column(db, f"select t::text from (select {readable} from taskyard.{name}) t")  # type: ignore[arg-type]
                 found[name] = [text for text in texts if self.marks.search(text)]
         return found
 

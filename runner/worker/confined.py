@@ -6,6 +6,7 @@ policy() is the one place that turns a claim into what the kernel enforces.
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import stat
 from collections.abc import AsyncGenerator
@@ -33,6 +34,7 @@ PROXY = f"http://127.0.0.1:{PROXY_PORT}"
 # What tools outside of any jail would run or obey later: an agent that may write its workspace may not write these.
 PROTECTED = (
     ".git/config",
+    ".git/config.worktree",
     ".git/hooks",
     ".git/info/attributes",
     ".claude",
@@ -46,6 +48,26 @@ PROTECTED = (
     ".idea",
     ".envrc",
 )
+
+
+def protected(workspace: Path) -> tuple[str, ...]:
+    """Names below the workspace that stay as they are, where they exist."""
+    # In a work tree of its own .git is a file that says where the repository is.
+    return (".git", *PROTECTED) if (workspace / ".git").is_file() else PROTECTED
+
+
+def put_aside(workspace: Path) -> bool:
+    """Rename .git/commondir, asked after an attempt that could write; returns whether it was there.
+
+    It leads git to another repository's configuration. No git makes it in a repository of its own, and in a work tree,
+    whose .git is a file, it lies elsewhere.
+    """
+    git = workspace / ".git"
+    if git.is_symlink() or not os.path.lexists(git / "commondir"):
+        return False
+    with contextlib.suppress(OSError):
+        os.rename(git / "commondir", git / "commondir.put-aside")
+    return True
 
 
 def policy(claim: Claim, launch: Launch, rooms: Rooms) -> Policy:
@@ -75,16 +97,11 @@ def policy(claim: Claim, launch: Launch, rooms: Rooms) -> Policy:
         workspace=rooms.workspace,
         home=rooms.user,
         mounts=tuple(mounts),
-        protected=_protected(rooms.workspace) if rooms.given and writes else (),
+        protected=protected(rooms.workspace) if rooms.given and writes else (),
         execute="execute" in claim.permissions,
         listeners=tuple(listeners),
         limits=Limits(cpu_seconds=max(60, int(claim.timeout.total_seconds() * 2))),
     )
-
-
-def _protected(workspace: Path) -> tuple[str, ...]:
-    # In a work tree of its own .git is a file that says where the repository is.
-    return (".git", *PROTECTED) if (workspace / ".git").is_file() else PROTECTED
 
 
 def check_writable(workspace: Path, account: Account) -> None:

@@ -16,6 +16,7 @@ from ..sandbox.errors import SandboxError
 from ..sandbox.levels import Confinement
 from ..sandbox.policy import HOME, Mount, Policy
 from ..sandbox.run import run
+from .confined import protected
 from .places import Rooms
 from .process import clean_environment
 
@@ -74,7 +75,9 @@ class _Git:
 
     async def _in_jail(self, argv: list[str], env: dict[str, str]) -> tuple[int, bytes]:
         assert self._confinement.account is not None
-        policy = Policy(self._workspace, self._home, (Mount(self._workspace, writable=True),))
+        policy = Policy(
+            self._workspace, self._home, (Mount(self._workspace, writable=True),), protected(self._workspace)
+        )
         environment = clean_environment(
             {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*", **env}
         )

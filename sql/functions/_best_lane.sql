@@ -71,7 +71,7 @@ begin
                     and a.paused_at is null
                     and s.paused is null
                     and (s.allowed_agents is null or l.agent = any(s.allowed_agents))
-                    and not (s.confined and p_sandbox = 'none')
+                    and not (s.confined and p_sandbox <> 'strict')
                     and l.requires <@ p_labels
             ),
             -- Neither is worked out unless a lane asks for it.
@@ -171,7 +171,7 @@ as $$
         and not exists (select from taskyard.provider_limits pl where pl.provider = rp.provider and pl.until is not null)
         and not exists (select from taskyard.provider_caps c where c.provider = rp.provider)
     where l.id = p_lane and a.paused_at is null and s.paused is null and l.requires <@ p_labels
-        and (s.allowed_agents is null or l.agent = any(s.allowed_agents)) and not (s.confined and p_sandbox = 'none')
+        and (s.allowed_agents is null or l.agent = any(s.allowed_agents)) and not (s.confined and p_sandbox <> 'strict')
 $$;
 comment on function _lane_with_first_offer(integer, bigint, text[], text) is
 'The lane if it is open to this runner, with the first entry of its route (nearly always the one) where nothing at all speaks against that, else without a provider. Inlined into its callers, so it pins no search_path.';

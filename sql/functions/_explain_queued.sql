@@ -56,7 +56,7 @@ begin
     if not exists (
         select from runners r
         where r.gone_at is null and not r.draining and p_task.requires <@ r.labels
-            and r.sandbox_trouble is null and not (v_scope.confined and r.sandbox = 'none')
+            and r.sandbox_trouble is null and not (v_scope.confined and r.sandbox <> 'strict')
             and exists (select from _offers(r.id, v_agent.route, p_task.provider, p_task.model, p_task.on_limit, v_scope.allowed_providers))
     ) then
         for v_line in
@@ -67,8 +67,8 @@ begin
                 when not exists (select from runners r where r.gone_at is null and not r.draining and p_task.requires <@ r.labels)
                     then 'Every runner that could take it is draining.'
                 when v_scope.confined and not exists (
-                    select from runners r where r.gone_at is null and p_task.requires <@ r.labels and r.sandbox <> 'none'
-                ) then format('Scope %s is confined, and no runner has a sandbox.', v_scope.name)
+                    select from runners r where r.gone_at is null and p_task.requires <@ r.labels and r.sandbox = 'strict'
+                ) then format('Scope %s is confined, and no runner has a sandbox that can do that.', v_scope.name)
             end
             union all
             select format('%s has no usable sandbox: %s', r.name, r.sandbox_trouble)

@@ -1,4 +1,4 @@
-"""The escape suite: hostile code that knows where everything is tries to get out of the sandbox, by 42 cases.
+"""The escape suite: hostile code that knows where everything is tries to get out of the sandbox.
 
     make test-sandbox        all of it, as root with the agents' account and as an ordinary user, and a table
     pytest tests/test_escapes.py

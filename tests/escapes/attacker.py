@@ -162,19 +162,19 @@ def case_23(world: World) -> Answers:
 
 
 def case_26(world: World) -> Answers:
-    """A daemon that forks away from its parents once a millisecond; ends when a file `stop` is there."""
+    """A daemon that forks away from its parents once a millisecond; ends when a file `stop` is there, or after two minutes."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    beats, stop = world["space"] + "/beats", world["space"] + "/stop"
+    beats, stop, end = world["space"] + "/beats", world["space"] + "/stop", time.monotonic() + 120
     if os.fork():
         while not os.path.exists(beats):
             time.sleep(0.001)
         print("beating", flush=True)
-        while not os.path.exists(stop):
+        while not os.path.exists(stop) and time.monotonic() < end:
             time.sleep(0.05)
         return {}
     os.closerange(0, 3)
-    while not os.path.exists(stop):
+    while not os.path.exists(stop) and time.monotonic() < end:
         os.setsid()
         with open(beats, "a") as file:
             file.write("x")

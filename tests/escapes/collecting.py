@@ -143,6 +143,29 @@ async def poisoned_repository(arena: Arena, findings: Findings) -> None:
     findings.control("git status", ran.exists())
 
 
+@case(43, "what is protected from an attempt is so from the git that runs after it")
+async def protected_from_git(arena: Arena, findings: Findings) -> None:
+    """The user's own configuration starts a program of the workspace, which the agent has rewritten."""
+    for jailed in (True, False):
+        world = arena.world()
+        config, git = world.space / ".git/config", ["git", "-C", str(world.space), "-c", "safe.directory=*"]
+        for words in (["init", "--quiet"], ["config", "filter.tidy.clean", "./tidy"]):
+            await arena.outside([*git, *words], world.space)
+        arena.file(world.space / ".gitattributes", "*.txt filter=tidy\n")
+        before = config.read_text()
+        rewrite = f"printf '%s\\n' '#!/bin/sh' 'echo \"#\" >> {config}' cat > tidy; chmod +x tidy; echo work > work.txt"
+        claim = arena.claim(world)
+        async with arena.places(world).rooms(claim, world.space, lasting=True) as rooms:
+            await arena.inside(world, ["sh", "-c", rewrite])
+            if jailed:
+                taken = await snapshot.take(rooms, 1, 1, "work so far", arena.confinement)
+                findings.must(taken is not None, "no snapshot was taken, so nothing is proved")
+                findings.must(config.read_text() == before, ".git/config was written by the agent's program")
+            else:
+                await arena.outside([*git, "add", "--all"], world.space)
+                findings.control("git add", config.read_text() != before)
+
+
 NAMES_TAKEN = ("ok.txt", "sub/ok.txt", "café.txt")
 NAMES_REFUSED = (
     *("../outside/secret", "sub/../../outside/secret", "sub/../ok.txt", "./ok.txt", "sub//ok.txt", "sub/", ".", ".."),

@@ -29,7 +29,7 @@ SITUATIONS: tuple[Name, ...] = ("root", "ordinary") if AS_ROOT else ("ordinary",
 ACCOUNT_NAME = "taskyard-test"
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEADLINE = 200.0  # seconds for one case
-PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "CI")
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "CI")
 # Not needed by a worker, and large.
 LEFT_OUT = ("test", "tests", "idlelib", "tkinter", "ensurepip", "lib2to3", "turtledemo", "config-*", "site-packages")
 LARGE = (
