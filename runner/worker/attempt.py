@@ -215,9 +215,9 @@ class Attempt:
         """What the child left to be kept, and what it did in the network: nothing of it is at work any more."""
         if self._reason == "lost":
             return
-        if rooms.given and self._confinement.level == "strict" and "write" in self.claim.permissions:
-            if confined.put_aside(rooms.workspace):
-                await self._transcript.say("note", ".git/commondir was put aside: git would have obeyed it.", None)
+        jailed = self._confinement.level == "strict" and "write" in self.claim.permissions
+        if rooms.given and jailed and confined.put_aside(rooms.workspace):
+            await self._transcript.say("note", ".git/commondir was put aside: git would have obeyed it.", None)
         found = await asyncio.to_thread(collect, rooms.artifacts)
         for a in found.artifacts:
             await self._link.call(verbs.add_artifact, self.claim.attempt_id, a.path, a.size, a.sha256, a.content)
