@@ -55,7 +55,9 @@ def start(fleet: Fleet, yard: Yard, folder: Path, *options: str) -> None:
     until(lambda: value(yard.connect(), "select state from runner_providers where provider = 'claude'") == "ready")
 
 
-def test_from_claim_to_the_tools_start_in_its_sandbox_takes_less_than_150_ms(fleet: Fleet, yard18: Yard, tmp_path: Path) -> None:
+def test_from_claim_to_the_tools_start_in_its_sandbox_takes_less_than_150_ms(
+    fleet: Fleet, yard18: Yard, tmp_path: Path
+) -> None:
     install_tool(yard18, tmp_path, "")
     start(fleet, yard18, tmp_path)
     sql = yard18.connect()
