@@ -241,7 +241,7 @@ def test_a_runner_without_a_sandbox_gets_nothing_of_a_confined_scope(
     found = claim(home, bare, 8)
     assert {row["scope"] for row in found} == {"zebra"}
     assert free in [row["task_id"] for row in found]
-    assert explained(home, confined)[1:] == ["Scope home/kid is confined, and no runner has a sandbox."]
+    assert explained(home, confined)[1:] == ["Scope home/kid is confined, and no runner has a sandbox that can do that."]
     assert confined in [row["task_id"] for row in claim(home, sandboxed(home, "jail", level="container"), 8)]
     assert set(column(home, "select sandbox from attempts")) == {"none", "container"}
 

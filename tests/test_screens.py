@@ -109,7 +109,7 @@ def test_a_queued_task_is_explained_reason_by_reason(db: Connection[DictRow]) ->
     confined = "update scopes set may_network = {} where name = 's'"
     assert why(
         f"{bare.format('none')}; {confined.format(False)}", f"{bare.format('strict')}; {confined.format('null')}"
-    ) == ["Scope s is confined, and no runner has a sandbox."]
+    ) == ["Scope s is confined, and no runner has a sandbox that can do that."]
     assert why(f"select report_sandbox({runner}, 'bwrap: not found')", f"select report_sandbox({runner}, null)") == [
         "mill has no usable sandbox: bwrap: not found"
     ]

@@ -18,7 +18,7 @@ LEGAL = {
     "scheduled": {*WAITING_PLACES, "failed", "cancelled"},
     "queued": {*WAITING_PLACES, "failed", "cancelled"},
     "running": {"running"},
-    "waiting": {"waiting", "scheduled", "queued", "completed", "failed", "cancelled"},
+    "waiting": {"waiting", "completed", "failed", "cancelled"},  # with an open question
     "completed": {"completed"},
     "failed": {"failed", *WAITING_PLACES},
     "cancelled": {"cancelled", *WAITING_PLACES},

@@ -13,6 +13,8 @@ from taskyard.runner.worker.places import Places
 from taskyard.runner.worker.transcript import ROW, Transcript
 from taskyard.runner.worker.watch import Watch
 
+from .recorded import a_claim
+
 
 @given(st.lists(st.text(alphabet="ab\n", max_size=20), max_size=20))
 def test_lines_are_the_same_however_the_output_is_cut(chunks: list[str]) -> None:
@@ -79,8 +81,31 @@ def test_what_postgresql_cannot_hold_is_replaced_everywhere() -> None:
 
 def test_two_databases_on_one_host_share_no_folder(tmp_path: Path) -> None:
     one, two = Places("db", 5432, "yard", tmp_path), Places("db", 5433, "yard", tmp_path)
-    assert one.scratch(7) != two.scratch(7)
-    assert one.home(7, "claude") != one.scratch(7)
-    assert (one.scratch(7).stat().st_mode & 0o777, one.tasks()) == (0o700, [7])
+    claim = a_claim(task_id=7, provider="claude", workspace=None)
+
+    async def rooms() -> None:
+        async with one.rooms(claim, None, lasting=True) as here, two.rooms(claim, None, lasting=True) as there:
+            assert len({here.workspace, here.tool, here.user, here.artifacts, there.workspace, there.tool}) == 6
+            assert {folder.stat().st_mode & 0o777 for folder in (here.workspace, here.tool, there.user)} == {0o700}
+            assert (here.given, here.workspace.name) == (False, "files")
+            (here.artifacts / "left").touch()
+        assert here.workspace.exists(), "a later attempt goes on there"
+        assert not here.artifacts.exists()
+
+    asyncio.run(rooms())
+    assert (one.tasks(), two.tasks()) == ([7], [7])
     one.forget(7)
     assert (one.tasks(), two.tasks()) == ([], [7])
+
+
+def test_folders_that_are_not_for_later_go_with_the_attempt(tmp_path: Path) -> None:
+    places = Places("db", 5432, "yard", tmp_path)
+
+    async def rooms() -> Path:
+        async with places.rooms(a_claim(task_id=7), tmp_path, lasting=False) as here:
+            assert (here.given, here.workspace) == (True, tmp_path)
+            (here.tool / "deep" / "er").mkdir(parents=True)
+            return here.tool.parent
+
+    assert not asyncio.run(rooms()).exists()
+    assert (tmp_path.exists(), places.tasks()) == (True, [])
