@@ -224,15 +224,15 @@ def test_a_runner_whose_sandbox_cannot_be_set_up_gets_nothing(home: Connection[D
     assert claim(home, runner) == []
 
 
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(("level", "many"), [("none", False), ("none", True), ("container", False)])
 @pytest.mark.parametrize(
     "confinement",
     [{"may_write": False}, {"may_network": False}, {"allowed_paths": []}, {"network_allow": ["a.example.com"]}],
 )
 def test_a_runner_without_a_sandbox_gets_nothing_of_a_confined_scope(
-    home: Connection[DictRow], confinement: dict[str, Any], many: bool
+    home: Connection[DictRow], confinement: dict[str, Any], level: str, many: bool
 ) -> None:
-    bare = sandboxed(home, "bare", level="none")
+    bare = sandboxed(home, "bare", level=level)
     set_scope(home, "home", **confinement)
     confined, free = insert(home, scope="home/kid"), insert(home, scope="zebra")
     if many:
@@ -241,9 +241,11 @@ def test_a_runner_without_a_sandbox_gets_nothing_of_a_confined_scope(
     found = claim(home, bare, 8)
     assert {row["scope"] for row in found} == {"zebra"}
     assert free in [row["task_id"] for row in found]
-    assert explained(home, confined)[1:] == ["Scope home/kid is confined, and no runner has a sandbox that can do that."]
-    assert confined in [row["task_id"] for row in claim(home, sandboxed(home, "jail", level="container"), 8)]
-    assert set(column(home, "select sandbox from attempts")) == {"none", "container"}
+    assert explained(home, confined)[1:] == [
+        "Scope home/kid is confined, and no runner has a sandbox that can do that."
+    ]
+    assert confined in [row["task_id"] for row in claim(home, sandboxed(home, "jail", level="strict"), 8)]
+    assert set(column(home, "select sandbox from attempts")) == {level, "strict"}
 
 
 def test_create_child_alone_needs_no_sandbox(home: Connection[DictRow]) -> None:
