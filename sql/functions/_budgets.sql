@@ -139,7 +139,7 @@ begin
         if b.used >= b.amount and not exists (
             select from approvals a
             where a.kind = 'budget' and a.scope = b.scope and a.measure = b.measure and a.period = b.period
-                and (a.decision is null or (a.decision in ('denied', 'expired') and a.decided_at >= b.since))
+                and (a.decision is null or (a.decision in ('denied', 'expired') and a.asked_at >= b.since))
         ) then
             update budgets set exceeded_at = _now() where scope = b.scope and measure = b.measure and period = b.period;
             insert into approvals (scope, kind, question, measure, period, asked_at, deadline)

@@ -176,11 +176,11 @@ begin
                     end;
         end if;
     end if;
-    if p_task.parent_id is null or not p_new then
+    if p_task.parent_id is null then
         return;
     end if;
     select e.* into v_parent from tasks t join effective_scopes e on e.name = t.scope where t.id = p_task.parent_id;
-    if 'create_child' <> all(v_parent.permissions) then
+    if p_new and 'create_child' <> all(v_parent.permissions) then
         raise exception using
             errcode = 'TY006',
             message = format('Tasks of scope %s may not have children.', v_parent.name),
@@ -191,6 +191,9 @@ begin
             errcode = 'TY006',
             message = format('Scope %s does not lie below %s, the scope of the parent task.', v_scope.name, v_parent.name),
             hint = 'A child may do no more than its parent: give it the same scope, or one below.';
+    end if;
+    if not p_new then
+        return;
     end if;
     if v_scope.max_depth is not null then
         with recursive up (id, depth) as (
@@ -225,7 +228,7 @@ as $$
 declare
     v_missing text;
 begin
-    if _sees_all() then
+    if _in_reach('default') then
         return;
     end if;
     if p_task.scope <> all(_my_scopes()) then

@@ -158,7 +158,7 @@ begin
             select * into v_old from effective_scopes where name = v_name;
             if v_old.name is null then
                 v_new.version := nextval('scope_versions');
-                v_new.narrowed_at := v_new.version;
+                v_new.narrowed_at := 0; -- nothing has run in it, or what did began before there was a sandbox and goes on
                 insert into effective_scopes select v_new.*;
             else
                 v_new.version := v_old.version;

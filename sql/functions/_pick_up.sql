@@ -22,7 +22,7 @@ begin
     order by a.id desc limit 1;
     v_claim := _with_grants(v_claim);
     if v_worked.id is null then
-        v_claim.note := _decisions(v_last);
+        v_claim.note := _decisions(p_claim.task_id, 0);
         return v_claim;
     end if;
     if v_worked.session_id is not null and v_worked.provider = p_claim.provider and v_worked.account = p_claim.account
@@ -34,9 +34,9 @@ begin
         ))
         into v_claim.session_usage
         from attempts a where a.task_id = p_claim.task_id and a.session_id = v_worked.session_id;
-        v_claim.note := coalesce(_decisions(v_last), format('You were interrupted: %s', _why_ended(v_last)));
+        v_claim.note := coalesce(_decisions(p_claim.task_id, v_worked.id), format('You were interrupted: %s', _why_ended(v_last)));
     else
-        v_claim.note := concat_ws(E'\n', _handoff_note(p_claim, p_runner, v_worked, v_last), _decisions(v_last));
+        v_claim.note := concat_ws(E'\n', _handoff_note(p_claim, p_runner, v_worked, v_last), _decisions(p_claim.task_id, 0));
     end if;
     return v_claim;
 end

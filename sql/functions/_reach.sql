@@ -9,12 +9,13 @@ comment on function _caller() is 'Who is asking: the login, or the role it has s
 create or replace function _bound(p_role text) returns boolean
 language sql stable
 as $$
-    select not pg_has_role(p_role, 'taskyard_admin', 'usage') and (
-        pg_has_role(p_role, 'taskyard_submitter', 'usage')
+    -- Member, not usage: a login that does not inherit takes its group on with SET ROLE.
+    select not pg_has_role(p_role, 'taskyard_admin', 'member') and (
+        pg_has_role(p_role, 'taskyard_submitter', 'member')
         or exists (
             select from taskyard.scope_grants g
             join pg_catalog.pg_roles r on r.rolname = g.login
-            where pg_has_role(p_role, r.oid, 'usage')
+            where pg_has_role(p_role, r.oid, 'member')
         )
     )
 $$;
@@ -134,6 +135,16 @@ begin
 end
 $$;
 comment on function _require_own_runner(text) is 'Raises TY006 where the caller is not the login that registered the runner.';
+
+create or replace function _own_attempt(p_attempt bigint) returns boolean
+language sql stable
+as $$
+    select pg_has_role(taskyard._caller(), 'taskyard_admin', 'usage') or exists (
+        select from taskyard.attempts a join taskyard.runners r on r.id = a.runner_id
+        where a.id = p_attempt and r.login = taskyard._caller()
+    )
+$$;
+comment on function _own_attempt(bigint) is 'Whether the attempt is of a runner that the caller registered.';
 
 create or replace function _require_own_attempt(p_attempt bigint) returns void
 language plpgsql stable

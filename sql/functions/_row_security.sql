@@ -21,6 +21,8 @@ begin
             ('usage_charges', 'scope = any((select _my_scopes())::text[])'),
             ('scope_grants', 'scope = any((select _my_scopes())::text[])'),
             ('routing_rules', 'scope is null or scope = any((select _my_scopes())::text[])'),
+            ('provider_limits', 'false'),
+            ('runner_providers', 'false'),
             ('transcript', 'exists (select from attempts a where a.id = attempt_id)'),
             ('task_events', 'exists (select from tasks t where t.id = task_id)'),
             ('ready_tasks', 'exists (select from tasks t where t.id = task_id)'),
@@ -35,7 +37,7 @@ begin
         execute format('create policy in_reach on taskyard.%I for select using ((select _sees_all()) or %s)', v_table, v_rule);
     end loop;
     -- Writing: administrators everywhere, submitters the tasks of their scopes (the row trigger refuses others with a sentence).
-    foreach v_table in array array['scopes', 'budgets', 'routing_rules', 'attempts', 'transcript', 'task_events', 'artifacts'] loop
+    foreach v_table in array array['scopes', 'budgets', 'routing_rules', 'provider_limits', 'attempts', 'transcript', 'task_events', 'artifacts'] loop
         execute format('drop policy if exists administration on taskyard.%I', v_table);
         execute format('create policy administration on taskyard.%I to taskyard_admin using (true) with check (true)', v_table);
     end loop;

@@ -73,6 +73,12 @@ begin
                 message = format('Task %s is %s and cannot be edited.', old.id, old.status),
                 hint = case old.status when 'running' then 'cancel_task() it first, or insert another one.' else 'Insert another one.' end;
         end if;
+        if old.status = 'waiting' and new.status in ('queued', 'scheduled', 'blocked') and _waits(old.id) then
+            raise exception using
+                errcode = 'TY004',
+                message = format('Task %s waits for a decision.', old.id),
+                hint = 'See: select * from inbox;';
+        end if;
         if new.status is distinct from old.status and not _may_become(old, new) then
             raise exception using
                 errcode = 'TY004',

@@ -37,7 +37,7 @@ begin
             message = format('The content of artifact %s does not fit its size or checksum, or is larger than 4 MB.', left(p_path, 100)),
             hint = 'Larger files are noted without their content.';
     end if;
-    if (select count(*) from artifacts where attempt_id = p_attempt) >= 200 then
+    if (select count(*) from artifacts where attempt_id = p_attempt and path <> p_path) >= 200 then
         raise exception using
             errcode = 'TY004',
             message = 'An attempt leaves 200 artifacts at most.',

@@ -169,14 +169,13 @@ declare
     v_approval approvals;
     v_count integer := 0;
 begin
-    for v_approval in
-        select a.* from approvals a where a.decision is null and a.deadline <= _now() order by a.deadline limit 100 for no key update skip locked
-    loop
-        -- The task was locked by somebody who decides or ends it right now: the next tick looks again.
-        if v_approval.task_id is null or exists (select from tasks t where t.id = v_approval.task_id for no key update skip locked) then
-            perform _decide(v_approval, 'expired', null, null);
-            v_count := v_count + 1;
-        end if;
+    for v_approval in select a.* from approvals a where a.decision is null and a.deadline <= _now() order by a.deadline limit 100 loop
+        -- The task first, as everybody does. It is locked by somebody who decides or ends it right now: the next tick looks again.
+        continue when v_approval.task_id is not null
+            and not exists (select from tasks t where t.id = v_approval.task_id for no key update skip locked);
+        continue when not exists (select from approvals a where a.id = v_approval.id and a.decision is null for no key update skip locked);
+        perform _decide(v_approval, 'expired', null, null);
+        v_count := v_count + 1;
     end loop;
     return v_count;
 end
@@ -198,7 +197,7 @@ end
 $$;
 comment on function _withdraw_questions() is 'Closes questions of tasks that are over, and of budgets that have room again.';
 
-create or replace function _decisions(p_attempt attempts) returns text
+create or replace function _decisions(p_task bigint, p_since bigint) returns text
 language sql stable
 as $$
     select string_agg(
@@ -211,9 +210,9 @@ as $$
         E'\n' order by a.id
     )
     from taskyard.approvals a
-    where a.attempt_id = p_attempt.id and a.decision is not null
+    where a.task_id = p_task and a.attempt_id >= p_since and a.decision is not null
 $$;
-comment on function _decisions(attempts) is 'What was decided on an attempt''s questions, for the agent; null where it asked nothing.';
+comment on function _decisions(bigint, bigint) is 'What was decided on the questions of a task''s attempts from this one on, for the agent; null where they asked nothing.';
 
 create or replace function _with_grants(p_claim claim) returns claim
 language plpgsql stable
@@ -224,6 +223,7 @@ declare
     v_approval approvals;
     v_network boolean := 'network' = any(p_claim.permissions);
     v_hosts text[] := array[]::text[];
+    v_all boolean;
 begin
     for v_approval in
         select * from approvals a
@@ -232,9 +232,16 @@ begin
     loop
         if v_approval.bound is not null then
             select * into v_bound from effective_scopes where name = v_approval.bound;
+            continue when not found; -- that scope is gone, and what was given in its name
+            v_all := cardinality(v_approval.hosts) = 0;
             v_approval.permissions := _names_and(v_approval.permissions, v_bound.permissions);
             v_approval.paths := _paths_and(v_approval.paths, v_bound.allowed_paths);
-            v_approval.hosts := _hosts_and(v_approval.hosts, v_bound.network_allow);
+            v_approval.hosts := case
+                when 'network' = any(v_approval.permissions) then _hosts_and(v_approval.hosts, v_bound.network_allow) else '{}'
+            end;
+            if not v_all and cardinality(v_approval.hosts) = 0 then
+                v_approval.permissions := array_remove(v_approval.permissions, 'network'); -- none of the hosts is not all of them
+            end if;
         end if;
         v_claim.permissions := array(
             select x.flag from unnest('{read,write,execute,network,create_child}'::text[]) with ordinality x (flag, place)

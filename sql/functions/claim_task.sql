@@ -91,6 +91,9 @@ begin
         v_done := set_config('taskyard.claim_only', 'on', true);
     end if;
 
+    -- Who has ended attempts in this transaction holds locks of budgets shared: two such claims would wait for each other.
+    v_waited := pg_current_xact_id_if_assigned() is not null;
+
     while v_left > 0 loop
         -- Anything but one open lane with a free provider and no limit is looked at more closely.
         if v_lane.provider is null or v_lane.limited is not null or v_lane.budgeted is not null or v_lane.agent_max is not null then

@@ -116,7 +116,7 @@ begin
             else format('Attempt %s of task %s is over (%s).', v_attempt.number, v_attempt.task_id, v_attempt.outcome)
             end,
         hint = 'Stop its work and write nothing; the task went on without it.',
-        detail = coalesce(nullif(v_attempt.evidence, ''), 'Only a running attempt can be written to.');
+        detail = coalesce(case when _own_attempt(p_attempt) then nullif(v_attempt.evidence, '') end, 'Only a running attempt can be written to.');
 end
 $$;
 comment on function _lost(bigint) is 'Raises TY005 with what became of the attempt.';

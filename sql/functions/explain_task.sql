@@ -57,7 +57,7 @@ begin
     end;
     if v_task.status = 'blocked' then
         return query
-        select format('Task %s is %s: %s', d.id, d.status, left(d.prompt, 40))
+        select format('Task %s is %s: %s', d.id, d.status, case when _in_reach(d.scope) then left(d.prompt, 40) else '...' end)
         from tasks d where d.id = any(_unfinished(v_task)) order by d.id limit 20;
     elsif v_task.status = 'waiting' then
         return query

@@ -46,7 +46,7 @@ begin
     perform _tell_held();
 
     return query
-    select x.id, 'lost', (select a.evidence from attempts a where a.id = x.id)
+    select x.id, 'lost', (select a.evidence from attempts a where a.id = x.id and _own_attempt(x.id))
     from (select unnest(p_attempts) except select unnest(v_ours)) x (id);
     return query
     select t.attempt_id, 'cancel', t.cancel_reason

@@ -1,5 +1,6 @@
--- Screens for psql, 40 columns wide with aligned output: id first, times relative, text cut to fit. All with the rights of
--- whoever looks: row-level security leaves out what is not theirs.
+-- Screens for psql, 40 columns wide with aligned output: id first, times relative, text cut to fit. With the rights of whoever
+-- looks: row-level security leaves out what is not theirs. But for fleet, offers and limits, which tell of no task and are
+-- everybody's: the tables below them quote what providers said to others.
 
 create or replace function _line(p_text text, p_width integer) returns text
 language sql immutable
@@ -57,7 +58,7 @@ order by t.finished_at desc, t.id desc
 limit 200;
 comment on view recently_done is 'What ended, latest first: its error, its result, or else its prompt.';
 
-create or replace view fleet with (security_invoker = true) as
+create or replace view fleet as
 select
     _line(r.name, 9) as runner,
     (select count(*) from attempts a where a.runner_id = r.id and a.outcome is null) || '/' || r.slots as busy,
@@ -74,7 +75,7 @@ where r.gone_at is null
 order by r.name;
 comment on view fleet is 'The runners: how many of their slots are busy, when a silent one was last heard of, and which local models are in memory there. no jail: its sandbox cannot be set up (runners.sandbox_trouble says why), so it gets nothing; bare: it runs everything without one.';
 
-create or replace view offers with (security_invoker = true) as
+create or replace view offers as
 select
     _line(r.name, 7) as runner,
     _line(rp.provider, 8) as provider,
@@ -86,7 +87,7 @@ where r.gone_at is null
 order by r.name, rp.provider;
 comment on view offers is 'What each runner can run: ready, no login (see runner_providers.detail), missing, or out of reach for a while; and the version of the tool there.';
 
-create or replace view limits with (security_invoker = true) as
+create or replace view limits as
 select
     _line(l.provider, 8) as provider,
     _line(concat_ws(' ', nullif(l.model, ''), nullif(l.window_name, '')), 11) as what,
@@ -129,8 +130,8 @@ create or replace view inbox with (security_invoker = true) as
 select
     a.id,
     case when a.deadline is null then '' else _ago(a.deadline - _now()) end as "left",
-    case when a.task_id is null then a.scope else a.task_id::text end as task,
-    _line(case a.kind when 'permission' then regexp_replace(a.question, '^May it ', '') else a.question end, 17) as asks
+    case when a.task_id is null then _line(a.scope, 8) else a.task_id::text end as task,
+    _line(case a.kind when 'permission' then regexp_replace(a.question, '^May it ', '') else a.question end, 13) as asks
 from approvals a
 where
     a.decision is null
@@ -140,7 +141,7 @@ comment on view inbox is 'What waits for you: approve(id), deny(id, ''why'') or 
 
 create or replace view scope_tree with (security_invoker = true) as
 select
-    _line(repeat(' ', 2 * (cardinality(e.path) - 1)) || split_part(e.name, '/', -1), 14) as scope,
+    repeat(' ', least(2 * (cardinality(e.path) - 1), 6)) || _line(split_part(e.name, '/', -1), 12 - least(2 * (cardinality(e.path) - 1), 6)) as scope,
     (
         select string_agg(case when f.flag = any(e.permissions) then f.letter else '-' end, '' order by f.place)
         from unnest('{read,write,execute,network,create_child}'::text[], '{r,w,x,n,c}'::text[]) with ordinality f (flag, letter, place)
@@ -160,7 +161,7 @@ comment on view scope_tree is 'The scopes with what holds in each: r(ead), w(rit
 
 create or replace view budget_use with (security_invoker = true) as
 select
-    _line(u.scope, 11) as scope,
+    _line(u.scope, 8) as scope,
     _line(
         replace(_amount(u.measure, u.amount), ' tokens', ' tok') || case u.period when 'day' then '/day' when 'month' then '/mon' else ' in all' end, 13
     ) as budget,
