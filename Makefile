@@ -21,7 +21,7 @@ up: $(READY)
 	@$(BIN)/taskyard up
 
 test: $(READY)
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-slow: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow

@@ -23,8 +23,6 @@ from .stand_in import (
 )
 from .test_runner import ended
 
-ALL = ("claude", "codex", "gemini")
-
 
 def halves(command: str) -> Model:
     """A first half, then a long command; whoever is told of an interruption brings it to an end."""
@@ -57,7 +55,7 @@ def carries(process: psutil.Process, mark: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MOSTLY_CLAUDE)
 def test_a_killed_runner_leaves_a_session_that_the_next_attempt_resumes(agents: Agents, name: str) -> None:
     sql = agents.sql
     api = agents.account(name).script(halves("python3 -c 'import time; time.sleep(31.5)'"))

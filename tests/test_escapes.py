@@ -87,16 +87,19 @@ def test_a_task_makes_children_only_where_it_may_and_never_wider_ones(yard18: Ya
 
 
 @pytest.mark.slow
-def test_a_model_that_tells_claude_to_attack_gets_nowhere_with_a_real_runner(agents: Agents, tmp_path: Path) -> None:
-    """From the row in `tasks` to its result: the attacks of cases 1 to 15, by the tool's own Bash."""
+@pytest.mark.parametrize("tool", ["claude", "codex", "gemini"])
+def test_a_model_that_tells_a_tool_to_attack_gets_nowhere_with_a_real_runner(
+    agents: Agents, tmp_path: Path, tool: str
+) -> None:
+    """From the row in `tasks` to its result: the attacks of cases 1 to 15, by the tool's own shell."""
     arena = Arena(examine("strict", os.environ))
     try:
         world = arena.world(carved=True)
         before, result = world.fingerprint(), world.space / "found"
         command = f"{shlex.join(world.attack(*ATTACKS))} > {shlex.quote(str(result))}"
-        agents.claude.script(run_command(command), text("Done."))
+        agents.account(tool).script(run_command(command), text("Done."))
         agents.start("a")
-        task = ended(agents.sql, agents.submit("Go.", "claude", workspace=str(world.space)), 90)
+        task = ended(agents.sql, agents.submit("Go.", tool, workspace=str(world.space)), 90)
         assert (task["status"], task["result"]) == ("completed", "Done.")
         assert world.fingerprint() == before
         found, findings = json.loads(result.read_text().splitlines()[-1]), Findings()

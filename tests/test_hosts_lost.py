@@ -76,9 +76,9 @@ def test_a_runner_that_was_stopped_and_wakes_after_its_lease_can_write_nothing(f
     assert value(sql, "select result #>> '{}' from tasks") == "second"
 
 
-def test_every_task_runs_exactly_once_with_16_runners_and_limits_hold(yard18: Yard) -> None:
+@pytest.mark.parametrize("total", [5_000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_every_task_runs_exactly_once_with_16_runners_and_limits_hold(yard18: Yard, total: int) -> None:
     """The verbs under contention; what runners add is tested above."""
-    total = 20_000
     sql = yard18.connect()
     sql.execute(
         "insert into scopes (name, parent, max_concurrency) values ('one', 'default', 1), ('three', 'default', 3)"

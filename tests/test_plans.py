@@ -10,7 +10,7 @@ from psycopg.rows import DictRow
 
 from .conftest import Yard, column, value
 
-BACKLOG = 30_000
+BACKLOG = 20_000
 LARGE = {"tasks", "ready_tasks", "attempts", "scheduled_tasks", "task_dependencies"}
 
 

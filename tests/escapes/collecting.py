@@ -235,7 +235,7 @@ def _name_read(work: Path, name: str, findings: Findings) -> bytes | str:
 async def stubborn_tree(arena: Arena, findings: Findings) -> None:
 
     async def planted() -> World:
-        world = arena.world(depth=3000, files=20_000 if arena.thorough else 3000)
+        world = arena.world(depth=3000 if arena.thorough else 1200, files=20_000 if arena.thorough else 1000)
         answers(await arena.inside(world, world.attack(38)))
         return world
 
