@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -31,6 +32,22 @@ _numbers = itertools.count(1)
 def server_versions() -> list[str]:
     """15 is left out where it is not installed, except in CI, where that is a failure."""
     return ["18", "15"] if POSTGRES_15.exists() or os.environ.get("CI") else ["18"]
+
+
+# What takes longest and hardly depends on the server's version: on the older one in the slow suite.
+LONG = (
+    "test_plans.py",
+    "test_scope_trees.py",
+    "test_state_machine.py",
+    "test_limits_at_random.py",
+    "test_budget_races.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in LONG and re.search(r"[\[-]15[\]-]", item.name):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -164,7 +164,9 @@ def test_the_server_survives_a_starter_that_ends(home: Path) -> None:
     assert query(Cluster(home).url(), "select 1") == "1"
 
 
-@pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "killer", [signal.SIGKILL, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_the_server_survives_a_starter_that_is_killed_with_its_group(home: Path, killer: int) -> None:
     process = starter(home, "sys.stdin.read()")
     assert process.stdout is not None
@@ -176,7 +178,7 @@ def test_the_server_survives_a_starter_that_is_killed_with_its_group(home: Path,
     assert pid_of(Cluster(home)) == pid
 
 
-@pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("killer", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("step", ["creating the database cluster", "starting the server"])
 def test_a_starter_killed_half_way_leaves_nothing_that_hinders_the_next(home: Path, step: str, killer: int) -> None:
     process = starter(home)

@@ -80,7 +80,7 @@ def filled(yard: Yard, statistics_from: str, lanes: int = 1) -> psycopg.Connecti
     return superuser
 
 
-@pytest.fixture(params=["before", "after"])
+@pytest.fixture(params=["before", pytest.param("after", marks=pytest.mark.slow)])
 def explained(request: pytest.FixtureRequest, yard: Yard) -> Callable[[int], Explained]:
     def make(lanes: int) -> Explained:
         return Explained(filled(yard, request.param, lanes))
