@@ -34,19 +34,20 @@ def server_versions() -> list[str]:
     return ["18", "15"] if POSTGRES_15.exists() or os.environ.get("CI") else ["18"]
 
 
-# What takes longest and hardly depends on the server's version: on the older one in the slow suite.
-LONG = (
-    "test_plans.py",
-    "test_scope_trees.py",
-    "test_state_machine.py",
-    "test_limits_at_random.py",
-    "test_budget_races.py",
-)
+# What hardly depends on the server's version: on the older one in the slow suite.
+ANY_VERSION = {
+    f"test_{name}.py"
+    for name in (
+        *("plans", "scope_trees", "state_machine", "limits_at_random", "budget_races", "approval_races"),
+        *("limits", "canaries", "caps", "fallback", "pick_up", "routing", "usage", "screens"),
+        *("approvals", "budgets", "scope_rules", "artifact_rows", "reach_of_functions"),
+    )
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.name in LONG and re.search(r"[\[-]15[\]-]", item.name):
+        if item.path.name in ANY_VERSION and re.search(r"[\[-]15[\]-]", item.name):
             item.add_marker(pytest.mark.slow)
 
 

@@ -223,7 +223,8 @@ def test_a_command_that_takes_too_long_is_gone(here: Host) -> None:
 
 def test_ignored_signals_are_not_inherited(here: Host) -> None:
     done = here.run(here.policy(), "grep", "SigIgn", "/proc/self/status")
-    assert int(done.stdout.split()[1], 16) == 0
+    # 32 and 33 are the C library's own; where somebody above us ignores them, nobody can change that.
+    assert int(done.stdout.split()[1], 16) & ~(3 << 31) == 0
 
 
 def test_a_bwrap_that_fails_means_that_nothing_runs(here: Host, monkeypatch: pytest.MonkeyPatch) -> None:
