@@ -21,7 +21,8 @@ up: $(READY)
 	@$(BIN)/taskyard up
 
 test: $(READY)
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow and not timed'
+	$(BIN)/pytest -n 0 -m 'timed and not slow'
 
 test-slow: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow

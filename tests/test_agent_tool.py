@@ -55,6 +55,7 @@ def start(fleet: Fleet, yard: Yard, folder: Path, *options: str) -> None:
     until(lambda: value(yard.connect(), "select state from runner_providers where provider = 'claude'") == "ready")
 
 
+@pytest.mark.timed
 def test_from_claim_to_the_tools_start_in_its_sandbox_takes_less_than_150_ms(
     fleet: Fleet, yard18: Yard, tmp_path: Path
 ) -> None:
@@ -68,10 +69,11 @@ def test_from_claim_to_the_tools_start_in_its_sandbox_takes_less_than_150_ms(
         took.append(float(str(task["result"])) - claimed.timestamp())
     quarter, median, _ = statistics.quantiles(took, n=4)
     print(f"from claim to the tool's first statement: median {median * 1000:.0f} ms, a quarter {quarter * 1000:.0f} ms")
-    # The fastest, since other tests use the machine at the same time: the median is for a machine of one's own.
+    # The fastest of twenty: the median needs a machine of one's own, this only that nothing is in the way.
     assert min(took) < 0.150
 
 
+@pytest.mark.timed
 def test_what_an_agent_says_is_readable_within_a_second(fleet: Fleet, yard18: Yard, tmp_path: Path) -> None:
     install_tool(yard18, tmp_path, "for _ in range(10): text(str(time.time())); time.sleep(0.4)")
     start(fleet, yard18, tmp_path)

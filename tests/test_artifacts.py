@@ -61,6 +61,7 @@ def test_files_are_collected_in_order_with_their_hashes(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.timed
 def test_nothing_but_files_is_collected_and_nothing_blocks(tmp_path: Path) -> None:
     work = planted(tmp_path)
     (work / "hard").unlink()

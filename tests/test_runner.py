@@ -130,6 +130,7 @@ def test_a_background_process_does_not_keep_the_task_and_does_not_stay(fleet: Fl
     assert at_work("sleep", "303.25") == []
 
 
+@pytest.mark.timed
 def test_a_running_task_is_cancelled_at_once(fleet: Fleet, sql: Connection[DictRow]) -> None:
     fleet.start("a")
     task = submit(sql, "sleep 304.25")
@@ -141,6 +142,7 @@ def test_a_running_task_is_cancelled_at_once(fleet: Fleet, sql: Connection[DictR
     assert value(sql, "select error from tasks") == "enough"
 
 
+@pytest.mark.timed
 def test_output_is_readable_within_a_second_while_the_command_runs(fleet: Fleet, sql: Connection[DictRow]) -> None:
     fleet.start("a")
     task = submit(sql, "echo first; sleep 60")
@@ -235,6 +237,7 @@ def test_a_runner_at_rest_needs_less_than_80_mb(fleet: Fleet, sql: Connection[Di
     assert runner.memory() < 80e6
 
 
+@pytest.mark.timed
 def test_an_agent_cannot_outlive_a_killed_runner(fleet: Fleet, sql: Connection[DictRow]) -> None:
     runner = fleet.start("a")
     submit(sql, "sleep 305.25")

@@ -208,6 +208,7 @@ def test_methods_with_and_without_a_body_pass(method: str, api: Api) -> None:
     assert api.asked[0].body == (b"x" if method == "PUT" else b"")
 
 
+@pytest.mark.timed
 def test_each_piece_of_an_answer_passes_before_the_next_is_there(api: Api) -> None:
     taken, sent = threading.Semaphore(0), [0.0]
 
@@ -257,6 +258,7 @@ def test_no_second_request_can_be_hidden_in_the_first(api: Api) -> None:
     assert api.asked[0].values("content-length") == []
 
 
+@pytest.mark.timed
 def test_connections_are_kept_on_both_sides_and_noted_when_they_end(api: Api) -> None:
     notes: list[Verdict] = []
     took: list[float] = []

@@ -281,6 +281,7 @@ def test_root_is_never_the_one_who_is_confined(here: Host) -> None:
             pass
 
 
+@pytest.mark.timed
 def test_a_jail_costs_a_tenth_of_a_second(here: Host) -> None:
     def times() -> list[float]:
         found: list[float] = []

@@ -305,6 +305,7 @@ def test_after_any_edits_in_any_order_only_the_final_rows_count(db: Connection[D
             assert (told[scope]["version"] == before[scope]["version"]) == told_same, scope
 
 
+@pytest.mark.timed
 def test_what_holds_twenty_levels_down_is_told_within_a_millisecond(db: Connection[DictRow]) -> None:
     parent = "default"
     for level in range(1, 21):
