@@ -19,8 +19,8 @@ insert into outcome_policies (outcome, status, free_times, backoff, backoff_cap,
 ('handed_off', 'completed', null, '0', '0', null, default, 'another agent goes on'),
 ('unknown', 'queued', 0, '30 seconds', '1 hour', null, default, 'ended in a way that nobody could read');
 
-insert into scopes (name, may_read, may_write, may_execute, may_network, may_create_child)
-values ('default', true, true, true, true, true);
+insert into scopes (name, may_read, may_write, may_execute, may_network, may_create_child, max_depth, max_spawns_per_minute)
+values ('default', true, true, true, true, true, 10, 60);
 comment on column scopes.parent is 'Null only for the root, default.';
 
 insert into providers (name, adapter) values
