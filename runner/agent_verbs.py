@@ -20,7 +20,7 @@ async def spawn_task(connection: Connection, attempt: int, task: dict[str, Any])
 async def wait_for(
     connection: Connection, attempt: int, tasks: list[int], mail: bool, within: timedelta
 ) -> dict[str, Any]:
-    """Wait without a slot: {waiting: true, unfinished}, or {waiting: false, results} where nothing is left to wait for."""
+    """Wait without a slot: {waiting: true, unfinished}; where nothing is left to wait for {waiting: false, results}."""
     return await fetch_value(
         connection, "select taskyard.wait_for(%s, %s::bigint[], %s, %s)", (attempt, tasks, mail, within)
     )

@@ -27,9 +27,9 @@ class Claim:
     session on this host to resume, `session_usage` what earlier attempts of that session used ({input_tokens, ...}).
     `note` tells the agent what became of the attempt before: as the next message of a resumed session, else with the
     prompt. `allowed_paths` are directories that it may see besides its workspace, `network_allow` the hosts that it may
-    reach (None: any public one), as far as `permissions` go. `repository` is a git repository on this host to work on in a
-    branch of its own from `base`, pushed to the remote `push_to`. `files_of` is the task whose scratch folder and branch
-    this one goes on with.
+    reach (None: any public one), as far as `permissions` go. `repository` is a git repository on this host, to work on in
+    a branch of its own from `base`, pushed to the remote `push_to`. `files_of` is the task whose scratch folder and
+    branch this one goes on with.
     """
 
     attempt_id: int
@@ -75,8 +75,8 @@ _CLAIM = [field.name for field in fields(Claim)]
 class Directive:
     """What a heartbeat brings back: lost, cancel, wait and release name an attempt; drain and tick are for the runner.
 
-    wait: its agent waits for a human, for other tasks or for mail. handoff: another agent is to go on. message: there is
-    mail for it. release: its scope does not allow it any more, or has nothing left to spend.
+    wait: its agent waits for a human, for other tasks or for mail. handoff: another agent is to go on. message: there
+    is mail for it. release: its scope does not allow it any more, or has nothing left to spend.
     """
 
     attempt_id: int | None
@@ -204,7 +204,7 @@ async def register_runner(
     providers: see offer_providers; host: where sessions can be resumed; sandbox: {level, trouble}, trouble only where
     it cannot be set up.
     """
-    return await _value(
+    return await fetch_value(
         connection,
         "select taskyard.register_runner(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (name, slots, labels, Jsonb(storable(providers)), version, PROTOCOL, lease, host, Jsonb(storable(sandbox))),
@@ -247,7 +247,7 @@ async def heartbeat(
 
 async def complete_task(connection: Connection, attempt: int, ending: Ending) -> str:
     """Report how the attempt ended; returns the task's new status."""
-    return await _value(
+    return await fetch_value(
         connection,
         "select taskyard.complete_task(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (
