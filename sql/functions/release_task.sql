@@ -8,6 +8,7 @@ declare
     v_attempt attempts;
     v_task tasks;
     v_status task_status;
+    v_handoff handoffs;
 begin
     perform _require_role('taskyard_runner', 'release tasks');
     if p_delay < interval '0' or p_delay > interval '30 days' then
@@ -26,8 +27,13 @@ begin
     perform _charge(array[p_attempt]);
     select * into v_task from tasks where id = v_attempt.task_id;
     perform _leave(v_task, p_attempt);
+    v_handoff := _pending_handoff(v_attempt);
+    if v_handoff.id is not null and v_task.cancel_requested_at is null then
+        perform _hand_over(v_attempt, v_task, v_handoff);
+    end if;
+    perform _forget_finished(v_task.id);
     update tasks
-    set status = case
+    set stays_on = _host_of(v_attempt), status = case
             when cancel_requested_at is not null then 'cancelled'::task_status
             when _waits(id) then 'waiting'
             else 'queued'

@@ -15,10 +15,11 @@ begin
     if v_task.status = 'scheduled' then
         update tasks set run_at = null where id = p_id returning status into v_status;
     elsif v_task.status in ('failed', 'cancelled') then
+        delete from waits where task_id = p_id;
         update approvals set decision = 'withdrawn', decided_at = _now() where task_id = p_id and decision is null; -- of its life before
         update tasks
         set status = 'queued', failure_count = 0, error = null, failed_dependency = null, cancel_requested_at = null,
-            cancel_reason = null, run_at = null
+            cancel_reason = null, run_at = null, stays_on = null
         where id = p_id
         returning status into v_status;
         -- What failed only because this task did waits for it again.

@@ -210,3 +210,14 @@ create type lane_choice as (
     sandbox text
 );
 comment on type lane_choice is 'A lane to claim from, with all of its agent and provider that a claim hands out.';
+
+insert into child_counts (task_id, children, minute, in_minute)
+select parent_id, count(*), '-infinity', 0 from tasks where parent_id is not null group by parent_id;
+update outcome_policies set status = 'waiting', meaning = 'another agent goes on, and the task ends as that one does' where outcome = 'handed_off';
+insert into agents (name, description, route, command, system_prompt, timeout, output_schema) values
+(
+    'summary', 'Sums up work so far for whoever takes it over; used by handoffs.', '{local:orchestrator}', null,
+    'Sum up the work on a task for the agent who takes it over: what was done, what was found, what is left. At most 300 words.', '1 minute',
+    '{"type": "object", "additionalProperties": false, "required": ["summary"], "properties": {"summary": {"type": "string"}}}'
+)
+on conflict (name) do nothing;
