@@ -174,7 +174,7 @@ begin
         if 'read' <> all(v_scope.permissions) then
             raise exception using
                 errcode = 'TY006',
-                message = format('Tasks of scope %s may not read files, so they have no workspace and no repository.', v_scope.name),
+                message = format('Tasks of scope %s may not read files, so they have no workspace.', v_scope.name),
                 hint = 'Leave it out: then the task gets an empty directory.';
         end if;
         if not exists (select from unnest(v_scope.allowed_paths) p where _covers_path(p, rtrim(coalesce(p_task.workspace, p_task.repository), '/')))

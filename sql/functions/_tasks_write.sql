@@ -42,9 +42,8 @@ begin
                 message = format('A new task cannot be %s.', new.status),
                 hint = 'Leave the status out: the yard works it out from run_at and depends_on.';
         end if;
-        if v_bound or coalesce(new.created_by, '') = '' then
-            new.created_by := v_caller; -- verbs say for whom they write
-        end if;
+        -- A verb that writes for somebody else says so for that moment.
+        new.created_by := coalesce(case when not v_bound then nullif(current_setting('taskyard.on_behalf_of', true), '') end, v_caller);
         new.created_at := _now();
         new.started_at := null;
         new.routed_by := null;

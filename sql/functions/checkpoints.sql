@@ -126,7 +126,7 @@ $$;
 comment on function _keep_checkpoint(bigint, bigint, jsonb) is 'Checks and stores a checkpoint; returns its version.';
 
 create or replace function _wrong_state(p_state jsonb) returns text
-language sql immutable
+language sql stable
 as $$
     select case
         when jsonb_typeof(p_state) is distinct from 'object' then 'it is no JSON object'

@@ -115,7 +115,7 @@ grant execute on function handoff_task(bigint, jsonb), export_handoff(bigint), i
 to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
 
 create or replace function _wrong_packet(p_packet jsonb) returns text
-language sql immutable
+language sql stable
 as $$
     select case
         when jsonb_typeof(p_packet) is distinct from 'object' then 'it is no JSON object'
@@ -133,7 +133,7 @@ $$;
 comment on function _wrong_packet(jsonb) is 'What is wrong with a handoff packet; null: nothing.';
 
 create or replace function _text_list(p_list jsonb) returns boolean
-language sql immutable
+language sql stable
 as $$
     select case coalesce(jsonb_typeof(p_list), 'null')
         when 'null' then true
@@ -156,7 +156,7 @@ $$;
 comment on function _packet(handoffs) is 'A handoff as agents and documents tell it.';
 
 create or replace function _packet_text(p_packet jsonb, p_task bigint) returns text
-language sql immutable
+language sql stable
 as $$
     select concat_ws(
         E'\n',
@@ -204,25 +204,27 @@ declare
     v_summary bigint;
     v_host text := (select r.host from runners r where r.id = p_attempt.runner_id);
 begin
+    perform set_config('taskyard.on_behalf_of', format('task %s', p_task.id), true);
     -- Where the leaving agent wrote no summary the orchestrator model is asked to, if one is up; else a rule does it at the claim.
     if p_handoff.context_summary is null and _orchestrator_offered(p_task.scope) then
-        insert into tasks (prompt, agent, scope, priority, max_attempts, on_limit, parent_id, created_by)
+        insert into tasks (prompt, agent, scope, priority, max_attempts, on_limit)
         values (
             format(E'The task:\n%s\n\n%s', left(_first_prompt(p_task.id), 4000), _work_so_far(p_attempt)), 'summary', p_task.scope,
-            least(greatest(p_task.priority, p_task.lent_priority) + 1, 1000), 1, 'wait', null, format('task %s', p_task.id)
+            least(greatest(p_task.priority, p_task.lent_priority) + 1, 1000), 1, 'wait'
         )
         returning id into v_summary;
     end if;
     insert into tasks (
         prompt, agent, scope, priority, payload, workspace, repository, base, push_to, verify, requires, max_attempts, timeout,
-        output_schema, parent_id, handoff_id, stays_on, depends_on, on_dependency_failure, created_by
+        output_schema, parent_id, handoff_id, stays_on, depends_on, on_dependency_failure
     )
     values (
         _first_prompt(p_task.id), p_handoff.target, p_task.scope, greatest(p_task.priority, p_task.lent_priority), p_task.payload,
         p_task.workspace, p_task.repository, p_task.base, p_task.push_to, p_task.verify, p_task.requires, p_task.max_attempts, p_task.timeout,
-        p_task.output_schema, p_task.id, p_handoff.id, nullif(v_host, ''), array_remove(array[v_summary], null), 'run', format('task %s', p_task.id)
+        p_task.output_schema, p_task.id, p_handoff.id, nullif(v_host, ''), array_remove(array[v_summary], null), 'run'
     )
     returning id into v_new;
+    perform set_config('taskyard.on_behalf_of', '', true);
     update handoffs set to_task = v_new, summary_task = v_summary where id = p_handoff.id;
     insert into waits as w (task_id, attempt_id, tasks, for_mail, until, asked_at, over_at)
     values (p_task.id, p_attempt.id, array[v_new], false, 'infinity', _now(), null)

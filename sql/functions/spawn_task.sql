@@ -101,7 +101,7 @@ create or replace function _task_from_json(p_task jsonb, p_parent tasks, p_creat
 language plpgsql volatile
 as $$
 declare
-    c_keys constant text[] := '{prompt,agent,scope,priority,payload,depends_on,on_dependency_failure,workspace,repository,base,push_to,verify,requires,provider,model,on_limit,max_attempts,timeout,run_at,output_schema,dedupe_key}';
+    c_keys constant text[] := '{prompt,agent,scope,priority,payload,depends_on,on_dependency_failure,workspace,repository,base,push_to,verify,requires,provider,model,on_limit,max_attempts,timeout,run_at,output_schema,dedupe_key}'::text[];
     v_task tasks;
     v_unknown text;
     v_id bigint;
@@ -127,9 +127,10 @@ begin
             message = format('The task cannot be read: %s.', sqlerrm),
             hint = 'Numbers, texts and lists as in the table tasks; timeout as "10 minutes".';
     end;
+    perform set_config('taskyard.on_behalf_of', coalesce(p_created_by, ''), true);
     insert into tasks (
         prompt, agent, scope, priority, run_at, depends_on, on_dependency_failure, payload, workspace, repository, base, push_to, verify,
-        requires, provider, model, on_limit, dedupe_key, max_attempts, timeout, output_schema, parent_id, created_by
+        requires, provider, model, on_limit, dedupe_key, max_attempts, timeout, output_schema, parent_id
     )
     values (
         v_task.prompt, coalesce(v_task.agent, 'default'), coalesce(v_task.scope, p_parent.scope, 'default'),
@@ -137,10 +138,11 @@ begin
         coalesce(v_task.on_dependency_failure, 'fail'), nullif(p_task -> 'payload', 'null'), v_task.workspace, v_task.repository,
         v_task.base, v_task.push_to, v_task.verify, coalesce(v_task.requires, '{}'), v_task.provider, v_task.model,
         coalesce(v_task.on_limit, 'switch'), v_task.dedupe_key, v_task.max_attempts, v_task.timeout,
-        nullif(p_task -> 'output_schema', 'null'), p_parent.id, p_created_by
+        nullif(p_task -> 'output_schema', 'null'), p_parent.id
     )
     on conflict (dedupe_key) where dedupe_key is not null do nothing
     returning id into v_id;
+    perform set_config('taskyard.on_behalf_of', '', true);
     if v_id is null then
         select id into v_id from tasks where dedupe_key = v_task.dedupe_key and scope = coalesce(v_task.scope, p_parent.scope, 'default');
         if v_id is null then
@@ -179,7 +181,7 @@ declare
     v_attempt attempts;
     v_artifact record;
     v_text text;
-    v_found jsonb := '[]';
+    v_found jsonb := '[]'::jsonb;
 begin
     perform _require_role('taskyard_runner', 'list artifacts');
     perform _require_own_attempt(p_attempt);

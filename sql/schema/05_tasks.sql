@@ -82,6 +82,7 @@ comment on column tasks.handoff_id is 'The packet that it was created with, by h
 comment on column tasks.lent_priority is 'The priority of those who wait for it, where it is higher than its own.';
 comment on column tasks.has_mail is 'Something in its mailbox has not been read.';
 comment on column tasks.stays_on is 'The host where its session or its files are: for two minutes after it is queued only that one takes it.';
+comment on column tasks.stays_until is 'When others may take it.';
 comment on column tasks.result is 'What the agent gave back; plain text is a JSON string: result #>> ''{}''.';
 comment on column tasks.error is 'Why it is not completed, in one sentence.';
 comment on column tasks.attempt_id is 'The live attempt while running.';
