@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import click
 
-from . import completion, database, doctor, fleet, inbox, runner, submit, tasks, watch
+from . import completion, database, doctor, documents, fleet, inbox, runner, submit, tasks, watch
 from .failures import EPILOG, Commands
 from .options import State, dsn_option
 
@@ -37,6 +37,8 @@ for command in (
     inbox.approve,
     inbox.deny,
     inbox.answer,
+    documents.checkpoint,
+    documents.handoff,
     fleet.pause,
     fleet.resume,
     fleet.drain,

@@ -4,6 +4,9 @@
 drop type claim cascade;
 drop type lane_choice cascade;
 drop function if exists cancel_task(bigint, text);
+drop function if exists submit_task(
+    text, text, text, integer, timestamptz, bigint[], jsonb, text, text[], text, text, text, integer, interval, bigint, text, text, text, jsonb
+);
 drop trigger if exists scopes_after_update on scopes; -- it would call a function that does not know the new column
 
 alter table scopes add column max_spawns_per_minute integer,
