@@ -27,9 +27,9 @@ class Claim:
     session on this host to resume, `session_usage` what earlier attempts of that session used ({input_tokens, ...}).
     `note` tells the agent what became of the attempt before: as the next message of a resumed session, else with the
     prompt. `allowed_paths` are directories that it may see besides its workspace, `network_allow` the hosts that it may
-    reach (None: any public one), as far as `permissions` go. `repository` is a git repository on this host, to work on in
-    a branch of its own from `base`, pushed to the remote `push_to`. `files_of` is the task whose scratch folder and
-    branch this one goes on with.
+    reach (None: any public one), as far as `permissions` go. `repository` is a git repository on this host, to work
+    on in a branch of its own from `base`, pushed to the remote `push_to`. `files_of` is the task whose scratch folder
+    this one goes on with, `branch` the one that was reported last for it.
     """
 
     attempt_id: int
@@ -66,6 +66,7 @@ class Claim:
     base: str | None = None
     push_to: str | None = None
     files_of: int | None = None
+    branch: str | None = None
 
 
 _CLAIM = [field.name for field in fields(Claim)]

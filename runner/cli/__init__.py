@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import click
 
-from . import completion, database, doctor, documents, fleet, inbox, runner, submit, tasks, watch
+from . import agent, completion, database, doctor, documents, fleet, inbox, runner, submit, tasks, watch
 from .failures import EPILOG, Commands
 from .options import State, dsn_option
 
@@ -39,6 +39,7 @@ for command in (
     inbox.answer,
     documents.checkpoint,
     documents.handoff,
+    agent.agent,
     fleet.pause,
     fleet.resume,
     fleet.drain,

@@ -1,9 +1,12 @@
 """One attempt: from the claim to the report."""
 
 import asyncio
+import contextlib
+import hashlib
 import logging
 import os
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,15 +14,20 @@ from typing import Literal
 
 import psycopg
 
-from .. import verbs
+from .. import agent_verbs, verbs
 from ..adapters import Adapter, CannotRun, Exit, Launch, Reading, Run, Said, Session
 from ..adapters.registry import adapters, probe
+from ..channel import Address
+from ..channel.server import Server, on_loopback
+from ..channel.tools import Channel, Pause, Refused
+from ..sandbox import beneath
 from ..sandbox.artifacts import collect
 from ..sandbox.errors import SandboxError
 from ..sandbox.levels import Confinement
 from ..verbs import Claim, Ending, Event
+from ..workspaces import Cleaning, GitWork, over_quota, verify
 from . import confined, snapshot
-from .lines import Lines
+from .hearing import Hearing
 from .link import Link
 from .places import Places, Rooms
 from .process import STDOUT_TAIL, STRUCTURED_TAIL, Child, Reaper
@@ -30,30 +38,51 @@ from .watch import Late, Watch
 
 log = logging.getLogger("taskyard.runner")
 
-Reason = Literal["lost", "cancel", "wait", "release", "shutdown"]
+Reason = Literal["lost", "cancel", "wait", "handoff", "release", "shutdown"]
 
 SPOKEN = ("text", "thinking", "tool_call", "tool_result")
+AFTER = {"wait": "waiting", "handoff": "handed_off"}
 LOOK = 0.5  # seconds between two looks at the time-outs
 SETTLE = 60.0  # seconds between two looks at what the tool left outside of its own folders
+GRACE = 15.0  # seconds that an agent gets to end its turn once it waits, or has handed over
+LARGEST = 4 << 20  # bytes of an artifact that an agent adds by name
+OF_THE_PROVIDER = ("rate_limited", "quota_exhausted", "overloaded", "unauthenticated", "network")
 RETRY = timedelta(seconds=15)  # until a task is claimed again whose sandbox could not be set up here
 
 
 class Attempt:
     """Runs one claim. stop() may be called at any time; run() reports, unless the attempt was lost."""
 
-    def __init__(self, claim: Claim, link: Link, reaper: Reaper, places: Places, confinement: Confinement) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        link: Link,
+        reaper: Reaper,
+        places: Places,
+        confinement: Confinement,
+        cleaning: Cleaning,
+        quota: int,
+    ) -> None:
         self.claim = claim
         self.sandbox_failed: SandboxError | None = None
         self._link = link
         self._reaper = reaper
         self._places = places
         self._confinement = confinement
-        self._network = confined.Network()
+        self._cleaning = cleaning
+        self._quota = quota
+        self._channel = Channel(claim.attempt_id, link.call, self._read, self._pausing, self._checkpointed)
+        self._server = Server(self._channel)
+        self._network = confined.Network(self._server)
+        self._pause: Pause | None = None
+        self._patient_until = 0.0
+        self._rooms: Rooms | None = None
+        self._work_in: GitWork | None = None
         self._adapter: Adapter = adapters()[claim.adapter]
         self._child: Child | None = None
         self._reason: Reason | None = None
         self._why = "the runner was stopped"
-        self._late: tuple[Late, str] | None = None
+        self._late: tuple[Late | Literal["failed"], str] | None = None
         self._transcript = Transcript(self._send)
         self._reports = Reports(claim.attempt_id, link.call)
 
@@ -65,8 +94,11 @@ class Attempt:
     def stop(self, reason: Reason, why: str | None = None) -> None:
         """End the work, at once where the attempt is lost, politely otherwise.
 
-        wait: a human was asked; release and shutdown: the task is given back, saying `why`.
+        wait: its agent waits for something; handoff: another is to go on; both leave an agent that was told so the time
+        to end its turn. release and shutdown: the task is given back, saying `why`.
         """
+        if reason in ("wait", "handoff") and time.monotonic() < self._patient_until:
+            return
         if self._reason != "lost":
             self._reason = reason
             self._why = why or self._why
@@ -75,6 +107,10 @@ class Attempt:
                 self._child.kill()
             else:
                 self._child.stop()
+
+    def mail(self) -> None:
+        """Something came for its agent: it goes along with the next answer of the channel."""
+        self._channel.mail = True
 
     async def run(self) -> None:
         """Run to the end and report it. Raises nothing that the runner would have to handle."""
@@ -105,11 +141,22 @@ class Attempt:
         if self._reason is not None:
             return Ending("cancelled")
         try:
-            async with self._places.rooms(claim, self._given(), lasting=self._adapter.structured) as rooms:
+            async with (
+                self._places.rooms(claim, self._given(), lasting=self._adapter.structured) as rooms,
+                self._in_repository(rooms) as rooms,
+            ):
+                self._rooms = rooms
                 ending = await self._run(rooms)
+                commit = await self._deliver(ending)
+                if ending.outcome == "completed" and claim.verify is not None and self._reason is None:
+                    ending = await self._prove(rooms, ending, commit)
                 await self._collect(rooms)
-                if self._adapter.structured and ending.outcome != "completed":
+                if self._adapter.structured and ending.outcome != "completed" and self._work_in is None:
                     await self._keep(rooms, ending)
+                if ending.outcome == "completed" and self._work_in is not None:
+                    await self._note(await self._work_in.push())
+                if ending.outcome == "handed_off":
+                    await asyncio.to_thread(self._places.keep_files, claim, rooms)
         except CannotRun as error:
             return await self._cannot_run(str(error))
         except SandboxError as error:
@@ -138,13 +185,26 @@ class Attempt:
         return given
 
     async def _run(self, rooms: Rooms) -> Ending:
+        claim, confinement = self.claim, self._confinement
+        jailed = confinement.level == "strict"
+        async with contextlib.AsyncExitStack() as serving:
+            if jailed:
+                channel = Address(confined.CHANNEL, self._server.token)
+            else:
+                channel = await serving.enter_async_context(on_loopback(self._server))
+            await asyncio.to_thread(confined.install_client, rooms, confinement.account)
+            run = Run(claim, rooms.workspace, rooms.tool, os.environ, confined.GATEWAY if jailed else None, channel)
+            return await self._run_tool(run, rooms)
+
+    async def _run_tool(self, run: Run, rooms: Rooms) -> Ending:
         claim, adapter, confinement = self.claim, self._adapter, self._confinement
         jailed = confinement.level == "strict"
-        run = Run(claim, rooms.workspace, rooms.tool, os.environ, confined.GATEWAY if jailed else None)
         launch = await asyncio.to_thread(adapter.prepare, run)
         reading = adapter.read(run)
         try:
-            async with confined.started(claim, launch, rooms, confinement, self._reaper, self._network) as self._child:
+            async with confined.started(
+                claim, launch, rooms, confinement, self._reaper, self._network, run.channel
+            ) as self._child:
                 log.debug("task %s: attempt %s is process %s", claim.task_id, claim.number, self._child.pid)
                 if self._reason is not None:
                     self._child.stop()
@@ -159,7 +219,7 @@ class Attempt:
     async def _attend(self, child: Child, run: Run, launch: Launch, reading: Reading) -> Exit:
         """Listen to the child until it ends, and stop it where it takes too long."""
         claim, adapter = self.claim, self._adapter
-        hearing = _Hearing(self, reading) if adapter.structured else None
+        hearing = Hearing(reading, self.seen, self.give_up) if adapter.structured else None
         watch = Watch(
             time.monotonic(),
             claim.timeout,
@@ -177,6 +237,7 @@ class Attempt:
         tail = STDOUT_TAIL if hearing is None else STRUCTURED_TAIL
         running = asyncio.create_task(child.run(launch.stdin, sink, tail))
         settled = watch.started
+        filling = asyncio.create_task(over_quota(self._folders(run), self._quota))
         try:
             while not running.done():
                 # The wall clock may end within the next look.
@@ -184,6 +245,9 @@ class Attempt:
                 await asyncio.wait({running}, timeout=LOOK if self._late else max(0.01, min(LOOK, left)))
                 if not running.done() and self._late is None and (late := watch.verdict(time.monotonic())):
                     self._late = late
+                    child.stop()
+                if not running.done() and self._late is None and filling.done():
+                    self._late = ("failed", filling.result())
                     child.stop()
                 for refusal in self._network.refusals():
                     await self._transcript.say("note", refusal, None)
@@ -193,7 +257,8 @@ class Attempt:
             ended = await running
         finally:
             running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            filling.cancel()
+            await asyncio.gather(running, filling, return_exceptions=True)
         if hearing is not None:
             await hearing.end()
         return ended
@@ -201,15 +266,122 @@ class Attempt:
     def _ending(self, ended: Exit, reading: Reading) -> Ending:
         """Who ended it decides first: the exit of a child that we stopped tells nothing."""
         if self._reason is not None:
-            ending = Ending("waiting" if self._reason == "wait" else "cancelled", exit_code=ended.code)
+            ending = Ending(AFTER.get(self._reason, "cancelled"), exit_code=ended.code)
         elif self._late is not None:
             outcome, sentence = self._late
             ending = Ending(outcome, error=sentence, exit_code=ended.code, evidence=ended.stderr[-2000:])
         else:
             ending = reading.ending(ended)
+            if self._pause is not None and ending.outcome not in OF_THE_PROVIDER:
+                # It ended its turn, as it was told.
+                usage, session = ending.usage, ending.session_id
+                ending = Ending(AFTER[self._pause], exit_code=ended.code, usage=usage, session_id=session)
         return replace(
             ending, usage=ending.usage or self._reports.usage, session_id=ending.session_id or self._reports.session
         )
+
+    @contextlib.asynccontextmanager
+    async def _in_repository(self, rooms: Rooms) -> AsyncGenerator[Rooms]:
+        """The same folders, with a clone of the task's repository as the working directory, if it names one."""
+        if self.claim.repository is None:
+            yield rooms
+            return
+        self._work_in = work = GitWork(self.claim, self._places, self._confinement)
+        try:
+            workspace = await work.prepare(self.claim.branch)
+            yield replace(rooms, workspace=workspace, given=True, mounts=work.mounts, protected=work.protected)
+        finally:
+            work.close()
+
+    async def _deliver(self, ending: Ending) -> str | None:
+        """Bring what was done into the task's repository; returns the commit. Nothing of it is at work any more."""
+        work, claim = self._work_in, self.claim
+        if work is None or self._reason == "lost":
+            return None
+        await work.commit(f"Task {claim.task_id}, attempt {claim.number}: {ending.outcome}", end=True)
+        delivered = await work.deliver()
+        if delivered.branch is not None and delivered.commit is not None:
+            await self._link.call(agent_verbs.report_work, claim.attempt_id, delivered.branch, delivered.commit)
+        for proof in delivered.proofs:
+            sha256 = hashlib.sha256(proof.content).hexdigest()
+            size, content, kind = len(proof.content), proof.content, proof.kind
+            await self._link.call(verbs.add_artifact, claim.attempt_id, proof.path, size, sha256, content, kind)
+        await self._note(delivered.note)
+        return delivered.commit
+
+    async def _prove(self, rooms: Rooms, ending: Ending, commit: str | None) -> Ending:
+        """Run the command that proves the work; what it says decides."""
+        claim = self.claim
+        network = confined.Network()
+
+        @contextlib.asynccontextmanager
+        async def start(allowed: Claim, launch: Launch) -> AsyncGenerator[Child]:
+            async with confined.started(allowed, launch, rooms, self._confinement, self._reaper, network) as child:
+                self._child = child
+                yield child
+
+        proof = await verify(claim, start, sink=self._transcript.add, jailed=self._confinement.level == "strict")
+        if self._reason is not None:
+            return Ending("cancelled", usage=ending.usage, session_id=ending.session_id)
+        await self._link.call(
+            agent_verbs.report_verification,
+            claim.attempt_id,
+            proof.passed,
+            proof.exit_code,
+            proof.output_tail,
+            proof.duration,
+            commit,
+        )
+        if self._work_in is not None:
+            await self._work_in.disregard()
+        if proof.passed:
+            return ending
+        code = "was stopped" if proof.exit_code is None else f"ended with {proof.exit_code}"
+        return Ending(
+            "verify_failed",
+            error=f"The work was not proved: {proof.command[:200]!r} {code}.",
+            exit_code=proof.exit_code,
+            evidence=proof.output_tail[-2000:],
+            usage=ending.usage,
+            session_id=ending.session_id,
+        )
+
+    async def _note(self, text: str | None) -> None:
+        if text is not None:
+            await self._transcript.say("note", text, None)
+
+    def _folders(self, run: Run) -> list[Path]:
+        """What the task fills on this host's disk: all but a directory that it was given."""
+        assert self._rooms is not None
+        own = [run.home, self._rooms.user, self._rooms.artifacts]
+        return own if self._rooms.given and self._work_in is None else [*own, run.workspace]
+
+    def _pausing(self, kind: Pause) -> None:
+        """The channel told the agent to end its turn: it gets some time for that."""
+        self._pause = kind
+        self._patient_until = time.monotonic() + GRACE
+
+        def impatient() -> None:
+            self._patient_until = 0.0
+            if self._reason is None:
+                self.stop(kind)
+
+        asyncio.get_running_loop().call_later(GRACE, impatient)
+
+    async def _checkpointed(self, status: str) -> None:
+        if self._work_in is not None:
+            await self._work_in.commit(f"Task {self.claim.task_id}, attempt {self.claim.number}: {status}")
+
+    async def _read(self, path: str) -> tuple[int, str, bytes | None]:
+        """A file that the agent names, by its path in the working directory."""
+        assert self._rooms is not None
+        try:
+            content = await asyncio.to_thread(beneath.read_bytes, self._rooms.workspace, path, LARGEST)
+        except FileNotFoundError:
+            raise Refused(f"There is no file {path} in the working directory.") from None
+        except (beneath.Refused, OSError) as refused:
+            raise Refused(f"{path} cannot be kept: {refused}. Larger files go into $TASKYARD_ARTIFACTS.") from refused
+        return len(content), hashlib.sha256(content).hexdigest(), content
 
     async def _collect(self, rooms: Rooms) -> None:
         """What the child left to be kept, and what it did in the network: nothing of it is at work any more."""
@@ -256,7 +428,7 @@ class Attempt:
         why = f" ({ending.error})" if ending.error and ending.outcome != "cancelled" else ""
         log.info("task %s: attempt %s %s, the task is %s%s", claim.task_id, claim.number, ending.outcome, status, why)
         if self._adapter.structured and status in ("completed", "cancelled"):
-            await asyncio.to_thread(self._places.forget, claim.task_id)
+            await self._cleaning.ended(claim.task_id)
 
     async def _report_on(self) -> None:
         try:
@@ -291,34 +463,6 @@ class Attempt:
         """The reading sees that the child will not end by itself."""
         if self._child is not None:
             self._child.stop()
-
-
-class _Hearing:
-    """Feeds a reading line by line."""
-
-    def __init__(self, attempt: Attempt, reading: Reading) -> None:
-        self._attempt = attempt
-        self._reading = reading
-        self._lines = Lines()
-
-    async def hear(self, chunk: str) -> bool:
-        """Returns whether the agent spoke."""
-        return await self._read(self._lines.add(chunk))
-
-    async def end(self) -> None:
-        """No more output will come."""
-        await self._read(self._lines.end())
-        if self._lines.left_out:
-            await self._attempt.seen(Said("note", f"{self._lines.left_out} lines were too long to read"))
-
-    async def _read(self, lines: list[str]) -> bool:
-        spoke = False
-        for line in lines:
-            for seen in self._reading.line(line):
-                spoke |= await self._attempt.seen(seen)
-            if self._reading.hopeless:
-                self._attempt.give_up()
-        return spoke
 
 
 def _who(claim: Claim) -> str:

@@ -21,6 +21,9 @@ begin
         )
     order by a.id desc limit 1;
     v_claim := _with_grants(v_claim);
+    select a.branch into v_claim.branch from attempts a
+    where a.task_id = any(p_claim.task_id || _handed_on(p_claim.task_id)) and a.branch is not null
+    order by a.id desc limit 1;
     if v_worked.id is null then
         v_claim.note := _news(p_claim, 0);
         return _take_over(v_claim);
@@ -35,7 +38,7 @@ begin
         into v_claim.session_usage
         from attempts a where a.task_id = p_claim.task_id and a.session_id = v_worked.session_id;
         v_claim.note := coalesce(_news(p_claim, v_worked.id), format('You were interrupted: %s', _why_ended(v_last)));
-        select x.files_of into v_claim.files_of from _take_over(v_claim) x;
+        v_claim.files_of := (_take_over(v_claim)).files_of;
         return v_claim;
     end if;
     v_claim.note := concat_ws(

@@ -278,7 +278,7 @@ begin
         p_lane.system_prompt, p_lane.tools, p_lane.max_turns, coalesce(v_task.output_schema, p_lane.output_schema), p_lane.permissions,
         v_task.workspace, coalesce(v_task.verify, p_lane.verify), coalesce(v_task.timeout, p_lane.timeout),
         p_lane.first_output_timeout, p_lane.idle_timeout, null::text, null::jsonb, null::text, v_now + p_lease, p_lane.allowed_paths,
-        p_lane.network_allow, v_task.repository, v_task.base, v_task.push_to, null::bigint
+        p_lane.network_allow, v_task.repository, v_task.base, v_task.push_to, null::bigint, null::text
     )::claim;
     if v_task.agent = 'auto' then
         v_claim := _routing_claim(v_claim);
@@ -378,7 +378,7 @@ begin
         p_lane.adapter, p_lane.settings, p_lane.command, p_lane.result_format, p_lane.system_prompt, p_lane.tools, p_lane.max_turns,
         coalesce(t.output_schema, p_lane.output_schema), p_lane.permissions, t.workspace, coalesce(t.verify, p_lane.verify),
         coalesce(t.timeout, p_lane.timeout), p_lane.first_output_timeout, p_lane.idle_timeout, null::text, null::jsonb, null::text,
-        _now() + p_lease, p_lane.allowed_paths, p_lane.network_allow, t.repository, t.base, t.push_to, null::bigint
+        _now() + p_lease, p_lane.allowed_paths, p_lane.network_allow, t.repository, t.base, t.push_to, null::bigint, null::text
     from taken t;
     v_done := _set_mark(p_lane.lane_id, v_positions[cardinality(v_positions)]);
     v_done := _announce('update', v_ids, 'running');

@@ -136,7 +136,8 @@ create type claim as (
     repository text,
     base text,
     push_to text,
-    files_of bigint
+    files_of bigint,
+    branch text
 );
 comment on type claim is 'Everything that a runner needs for one attempt.';
 
