@@ -80,7 +80,7 @@ async def read_messages(connection: Connection, attempt: int, most: int = 20) ->
 
 async def report_progress(connection: Connection, attempt: int, progress: float | None, doing: str | None) -> None:
     """How far it is, from 0 to 1, and what it is doing."""
-    await connection.execute("select taskyard.report_progress(%s, %s, %s)", (attempt, progress, storable(doing)))
+    await connection.execute("select taskyard.report_progress(%s, %s::real, %s)", (attempt, progress, storable(doing)))
 
 
 async def list_artifacts(connection: Connection, attempt: int, task: int | None) -> list[dict[str, Any]]:

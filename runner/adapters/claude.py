@@ -101,6 +101,7 @@ class Claude(Adapter):
         env = {"CLAUDE_CONFIG_DIR": str(run.home), "CLAUDE_CODE_MAX_RETRIES": str(tool.retries)}
         env |= dict.fromkeys(QUIET, "1") | who.env
         env["MCP_TOOL_TIMEOUT"] = str(CALL_TIMEOUT * 1000)  # milliseconds
+        env["ENABLE_TOOL_SEARCH"] = "false"  # else the channel's tools are hidden until the model searches for them
         model = run.claim.model or tool.model
         if tool.base_url:
             env[ADDRESS] = tool.base_url
@@ -145,7 +146,7 @@ class Claude(Adapter):
 
 
 def _channel(run: Run) -> list[str]:
-    """Flags for the channel, whose tools nobody is asked about. The list of allowed ones may be given more than once."""
+    """Flags for the channel, whose tools nobody is asked about. The list of allowed may be given more than once."""
     if run.channel is None:
         return []
     server = {"type": "http", "url": run.channel.url, "headers": {"Authorization": f"Bearer {run.channel.token}"}}

@@ -165,6 +165,7 @@ def _channel(channel: Address | None) -> list[str]:
         "bearer_token_env_var": TOKEN,
         "default_tools_approval_mode": "approve",
         "tool_timeout_sec": CALL_TIMEOUT,
+        "required": True,
     }
     return [word for key, value in settings.items() for word in ("-c", f"mcp_servers.{NAME}.{key}={_toml(value)}")]
 

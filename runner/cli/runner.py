@@ -96,7 +96,7 @@ def _run(
 ) -> int:
     if sandbox == "none":
         _check_bare(unsafe_no_sandbox)
-    from ..worker import Options, run  # the worker needs asyncio and all adapters; other commands do not
+    from ..worker.main import Options, run  # the worker needs asyncio and all adapters; other commands do not
 
     logging.basicConfig(
         stream=sys.stderr,

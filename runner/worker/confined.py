@@ -97,7 +97,8 @@ def policy(claim: Claim, launch: Launch, rooms: Rooms, channel: bool = False) ->
     ]
     if reads:
         # A scope holds for many hosts: what is not on this one cannot be seen here.
-        paths = [Path(path) for path in claim.allowed_paths or () if Path(path).is_dir()]
+        shown = {mount.source for mount in rooms.mounts}  # as they are shown, whatever the scope says of their place
+        paths = [Path(path) for path in claim.allowed_paths or () if Path(path).is_dir() and Path(path) not in shown]
         mounts += [Mount(path, writable=writes) for path in paths if path != rooms.workspace]
     listeners = [CHANNEL_PORT] if channel else []
     if launch.upstream is not None:

@@ -10,14 +10,11 @@ import logging
 import re
 from collections.abc import Collection, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from ..sandbox.levels import Confinement
+from ..worker.places import Places
 from .clone import held, load
 from .work import release, settle
-
-if TYPE_CHECKING:
-    from ..worker.places import Places
 
 log = logging.getLogger("taskyard.runner")
 
@@ -29,7 +26,7 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 class Cleaning:
     """Cleans up one runner's places. `kept`: for how long after a task's last attempt here."""
 
-    def __init__(self, places: "Places", confinement: Confinement, kept: timedelta = KEPT) -> None:
+    def __init__(self, places: Places, confinement: Confinement, kept: timedelta = KEPT) -> None:
         self._places = places
         self._confinement = confinement
         self._kept = kept

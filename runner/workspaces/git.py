@@ -20,6 +20,7 @@ from ..sandbox.levels import Confinement
 from ..sandbox.policy import Limits, Mount, Policy
 from ..sandbox.removal import remove_tree
 from ..sandbox.run import Done, run
+from ..worker.process import clean_environment
 
 SHORT = 60.0  # seconds
 LONG = 900.0  # seconds; a large repository takes a while to check out or to pack
@@ -129,7 +130,7 @@ class Git:
                     timeout=timeout,
                 )
         argv = ["sh", "-c", script, "sh", *arguments]
-        environment = clean({**ENVIRONMENT, **overriding(OVERRIDES), **env})
+        environment = clean_environment({**ENVIRONMENT, **overriding(OVERRIDES), **env})
         if self.jailed:
             assert self.confinement.account is not None
             policy = Policy(workspace, home, tuple(mounts), tuple(protected), limits=Limits(file_size=64 << 30))
@@ -147,13 +148,6 @@ class Git:
         if done.code != 0:
             raise GitError(done.stderr.decode(errors="replace"), done.code)
         return done.stdout.decode(errors="surrogateescape")
-
-
-def clean(added: dict[str, str]) -> dict[str, str]:
-    """What a child of the runner gets to see, with these variables."""
-    from ..worker.process import clean_environment  # the worker itself imports this package
-
-    return clean_environment(added)
 
 
 def overriding(options: Mapping[str, str]) -> dict[str, str]:

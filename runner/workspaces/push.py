@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..sandbox.policy import Mount
-from .git import LONG, OVERRIDES, Git, GitError, bare, clean, overriding
+from ..worker.process import clean_environment
+from .git import LONG, OVERRIDES, Git, GitError, bare, overriding
 from .repository import Repository, check_account, locate
 
 # ext:: and other remote helpers run what the address says (gitremote-helpers(7)).
@@ -62,7 +63,7 @@ async def push(repository: Repository, url: str, branch: str, commit: str, git: 
     with tempfile.TemporaryDirectory(prefix="taskyard-push-") as folder:
         passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         told = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", **overriding(_OUTSIDE)}
-        environment = clean({**passed, **told, **env})
+        environment = clean_environment({**passed, **told, **env})
         argv = ["sh", "-c", PUSH, "sh", f"{folder}/from", url, commit, branch, form]
         done = await bare(argv, environment, Path(folder), timeout=LONG)
     return None if done.code == 0 else reason(done.stderr.decode(errors="replace"))

@@ -18,6 +18,7 @@ from pathlib import Path
 from ..adapters import CannotRun
 from ..postgres.account import Account
 from ..sandbox import beneath
+from ..sandbox.errors import SandboxError
 from ..sandbox.policy import Mount
 from .git import LONG, Git, GitError
 
@@ -186,10 +187,10 @@ class Repository:
                     stdin=stdin,
                     timeout=timeout,
                 )
-            except (GitError, beneath.Refused) as error:
-                # git removes folders of refs that have become empty, also those that are mounted here.
-                gone = isinstance(error, beneath.Refused) or "No such file or directory" in error.said
-                if pause is None or not (gone or (isinstance(error, GitError) and error.busy)):
+            except (GitError, SandboxError, beneath.Refused) as error:
+                # git removes folders of refs that have become empty, also those that are being mounted here.
+                passes = not isinstance(error, GitError) or error.busy or "No such file or directory" in error.said
+                if pause is None or not passes:
                     raise
                 await asyncio.sleep(pause)
                 if narrow:

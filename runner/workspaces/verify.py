@@ -6,13 +6,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from ..adapters import Launch
 from ..verbs import Claim
-
-if TYPE_CHECKING:
-    from ..worker.process import Child
+from ..worker.process import Child
 
 LONGEST = timedelta(minutes=30)
 TAIL = 20_000  # bytes of output that are kept (see report_verification())
@@ -20,7 +17,7 @@ TAIL = 20_000  # bytes of output that are kept (see report_verification())
 WRAPPED = 'exec sh -c "$1" 2>&1'
 
 # Starts a child for the claim: worker.confined.started(), with rooms, confinement and servers of the attempt.
-Start = Callable[[Claim, Launch], AbstractAsyncContextManager["Child"]]
+Start = Callable[[Claim, Launch], AbstractAsyncContextManager[Child]]
 Sink = Callable[[str, str], Awaitable[None]]
 
 

@@ -18,7 +18,6 @@ import logging
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..adapters import CannotRun
 from ..sandbox import beneath
@@ -27,13 +26,11 @@ from ..sandbox.levels import Confinement
 from ..sandbox.policy import Mount
 from ..sandbox.removal import remove_tree
 from ..verbs import Claim
+from ..worker.places import Places
 from .clone import CLONE, PROTECTED, Clone, Exported, Record, held, load
 from .git import Git, GitError
 from .push import push
 from .repository import Repository, check_account, locate
-
-if TYPE_CHECKING:
-    from ..worker.places import Places
 
 log = logging.getLogger("taskyard.runner")
 
@@ -78,7 +75,7 @@ class Delivered:
 class GitWork:
     """The work of one claim in claim.repository. The clone is kept for later attempts, see Cleaning."""
 
-    def __init__(self, claim: Claim, places: "Places", confinement: Confinement) -> None:
+    def __init__(self, claim: Claim, places: Places, confinement: Confinement) -> None:
         assert claim.repository is not None
         self._claim = claim
         self._git = Git(confinement)

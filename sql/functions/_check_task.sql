@@ -221,7 +221,8 @@ begin
         with recursive up (id, depth) as (
             select p_task.parent_id, 1
             union all
-            select t.parent_id, up.depth + 1 from up join tasks t on t.id = up.id where t.parent_id is not null and up.depth <= v_scope.max_depth
+            -- Who takes over stands where the one before stood.
+            select t.parent_id, up.depth + (t.handoff_id is null)::integer from up join tasks t on t.id = up.id where t.parent_id is not null and up.depth <= v_scope.max_depth
         )
         select max(depth) into v_depth from up;
         if v_depth > v_scope.max_depth then

@@ -116,7 +116,7 @@ begin
                 greatest(t.created_at, t.run_at) < _now() - interval '1 minute'
                 or not exists (
                     select from runners r, agents a
-                    where r.gone_at is null and not r.draining and a.name = 'auto' and l.requires <@ r.labels
+                    where r.gone_at is null and not r.draining and a.name = 'auto' and l.requires <@ (r.labels || ('@' || r.host))
                         and exists (
                             select from effective_scopes e
                             cross join lateral _offers(r.id, a.route, l.provider, l.model, 'switch', e.allowed_providers)

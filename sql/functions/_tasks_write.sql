@@ -45,6 +45,12 @@ begin
         -- A verb that writes for somebody else says so for that moment.
         new.created_by := coalesce(case when not v_bound then nullif(current_setting('taskyard.on_behalf_of', true), '') end, v_caller);
         new.created_at := _now();
+        if new.dedupe_key like 'child of %' and coalesce(current_setting('taskyard.on_behalf_of', true), '') = '' then
+            raise exception using
+                errcode = 'TY001',
+                message = 'Keys that begin with "child of " are the yard''s own.',
+                hint = 'Choose another dedupe_key.';
+        end if;
         new.started_at := null;
         new.routed_by := null;
         new.result := null;
@@ -157,9 +163,9 @@ begin
         perform _open_lanes(v_lanes);
         perform _wake_runners();
     end if;
-    if exists (select from inserted where parent_id is not null) then
+    if exists (select from inserted where parent_id is not null and handoff_id is null) then
         insert into child_counts as c (task_id, children, minute, in_minute)
-        select i.parent_id, count(*), '-infinity', 0 from inserted i where i.parent_id is not null group by i.parent_id order by i.parent_id
+        select i.parent_id, count(*), '-infinity', 0 from inserted i where i.parent_id is not null and i.handoff_id is null group by i.parent_id order by i.parent_id
         on conflict (task_id) do update set children = c.children + excluded.children;
         perform _check_children(c.task_id, c.children, (select count(*)::integer from inserted i where i.parent_id = c.task_id))
         from child_counts c where c.task_id in (select i.parent_id from inserted i);

@@ -7,6 +7,8 @@ as $$
 declare
     v_task tasks;
     v_tries integer := 0;
+    v_family bigint[];
+    v_found bigint[];
 begin
     perform _require_role('taskyard_submitter', 'cancel tasks');
     loop
@@ -19,7 +21,14 @@ begin
                     message = format('Task %s is %s already.', p_id, v_task.status),
                     hint = 'Nothing is left to cancel.';
             end if;
-            perform _cancel(case when p_children is not false then _family(p_id) else array[p_id] end, left(coalesce(p_why, 'cancelled'), 2000));
+            -- A running child may get children of its own until it is marked: look again until there are no new ones.
+            v_found := null;
+            loop
+                v_family := case when p_children is not false then _family(p_id) else array[p_id] end;
+                exit when cardinality(v_family) = cardinality(v_found);
+                v_found := v_family;
+                perform _cancel(v_family, left(coalesce(p_why, 'cancelled'), 2000));
+            end loop;
             exit;
         exception when deadlock_detected then
             -- A child that ends locks upwards, this goes downwards; whoever is refused begins again.

@@ -16,7 +16,7 @@ begin
         perform _lost(p_attempt);
     end if;
     v_version := _keep_checkpoint(v_attempt.task_id, p_attempt, p_state);
-    update attempts set progress = (p_state ->> 'progress')::real, doing = left(p_state ->> 'status', 500), progress_at = _now() where id = p_attempt;
+    update attempts set progress = round((p_state ->> 'progress')::numeric, 6)::real, doing = left(p_state ->> 'status', 500), progress_at = _now() where id = p_attempt;
     return v_version;
 end
 $$;
@@ -112,7 +112,7 @@ begin
             hint = '{"status": "tests pass, docs missing", "progress": 0.7, "data": {}, "conversation": []}';
     end if;
     insert into checkpoints (task_id, attempt_id, version, status, progress, data, conversation, created_at)
-    select p_task, p_attempt, coalesce(max(c.version), 0) + 1, btrim(p_state ->> 'status'), (p_state ->> 'progress')::real,
+    select p_task, p_attempt, coalesce(max(c.version), 0) + 1, btrim(p_state ->> 'status'), round((p_state ->> 'progress')::numeric, 6)::real,
         coalesce(p_state -> 'data', '{}'), coalesce(p_state -> 'conversation', '[]'), clock_timestamp()
     from checkpoints c where c.task_id = p_task and c.attempt_id = p_attempt
     returning version into v_version;

@@ -20,6 +20,7 @@ declare
     v_canary boolean;
     v_agent text;
     v_awaited boolean;
+    v_waits boolean;
     v_login text;
     v_budgeted text[];
     v_workspace text;
@@ -92,7 +93,9 @@ begin
         update tasks
         set status = 'completed', attempt_id = null, result = p_result, error = null, finished_at = v_now
         where id = v_task and attempt_id = p_attempt and not has_mail
-        returning workspace, exists (select from task_dependencies d where d.depends_on = v_task) into v_workspace, v_awaited;
+        returning workspace, exists (select from task_dependencies d where d.depends_on = v_task),
+            exists (select from waits w where w.task_id = v_task and w.over_at is null)
+        into v_workspace, v_awaited, v_waits;
         if not found then
             -- Somebody wrote to its agent, who ended before reading it: the same session goes on with the mail.
             update attempts set outcome = 'waiting' where id = p_attempt returning * into v_attempt;
@@ -100,6 +103,9 @@ begin
         end if;
         if v_workspace is not null then
             perform _free_workspace(v_task, v_workspace);
+        end if;
+        if v_waits then
+            perform _stop_waiting(array[v_task]); -- it did not, in the end
         end if;
         if v_awaited then
             perform _settle_dependents(array[v_task]);
@@ -147,6 +153,7 @@ declare
     v_status task_status;
     v_error text;
     v_handoff handoffs := _pending_handoff(p_attempt);
+    v_refused text;
 begin
     if p_attempt.outcome = 'handed_off' and v_handoff.id is null then
         raise exception using
@@ -192,7 +199,11 @@ begin
     end if;
     perform _leave(v_task, p_attempt.id);
     if v_handoff.id is not null and v_status = 'waiting' then
-        perform _hand_over(p_attempt, v_task, v_handoff);
+        v_refused := _hand_over(p_attempt, v_task, v_handoff);
+        if v_refused is not null then
+            v_status := 'queued';
+            v_error := v_refused;
+        end if;
     end if;
     update tasks
     set status = v_status, stays_on = case when p_attempt.outcome in ('waiting', 'verify_failed') then _host_of(p_attempt) end, failure_count = v_failures, result = coalesce(p_result, result), error = v_error,
@@ -237,6 +248,7 @@ declare
     v_done bigint[];
     v_alone bigint[] := array[]::bigint[];
     r record;
+    v_mailed attempts;
 begin
     perform _require_role('taskyard_runner', 'complete tasks');
     if current_setting('taskyard.claim_only', true) = 'on' then
@@ -274,11 +286,22 @@ begin
         set status = 'completed', attempt_id = null, result = g.result, error = null, finished_at = _now()
         from ended
         left join unnest(p_attempts, p_results) g (attempt_id, result) on g.attempt_id = ended.id
-        where t.id = ended.task_id and t.attempt_id = ended.id
+        where t.id = ended.task_id and t.attempt_id = ended.id and not t.has_mail
         returning t.id, ended.id as attempt, t.workspace
     )
     select array_agg(done.id), array_agg(done.attempt) into v_ids, v_done from done;
+    -- Mail came between the look and now.
+    for v_mailed in
+        update attempts x set outcome = 'waiting'
+        from tasks t
+        where x.id = any(p_attempts) and t.id = x.task_id and t.attempt_id = x.id and t.has_mail and x.outcome = 'completed'
+        returning x.*
+    loop
+        perform _end_badly(v_mailed, null, null, null);
+        v_alone := v_alone || v_mailed.id;
+    end loop;
     if v_ids is not null then
+        perform _stop_waiting(v_ids);
         for r in select t.id, t.workspace from tasks t where t.id = any(v_ids) and t.workspace is not null order by t.workspace loop
             perform _free_workspace(r.id, r.workspace);
         end loop;
@@ -293,5 +316,5 @@ begin
 end
 $$;
 comment on function complete_tasks(bigint[], jsonb[]) is
-'Completes many attempts at once. One row per attempt: completed, or lost where it was no longer the caller''s (stop its work). Errors: TY001, TY006.';
+'Completes many attempts at once; all or, where one of them has yet to be proved (TY004), none. One row per attempt: completed, or lost where it was no longer the caller''s (stop its work). Errors: TY001, TY006.';
 grant execute on function complete_tasks(bigint[], jsonb[]) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;

@@ -26,17 +26,17 @@ begin
             errcode = 'TY001',
             message = format('The packet is not usable: %s.', v_wrong),
             hint = '{"target": "claude", "reason": "specialization", "context_summary": "...", "pending_actions": ["..."], "artifacts": []}';
-    elsif v_target = 'auto' or not exists (select from agents a where a.name = v_target and cardinality(a.route) > 0) then
+    elsif v_target in ('auto', 'summary') or not exists (select from agents a where a.name = v_target and cardinality(a.route) > 0) then
         raise exception using
             errcode = 'TY002',
             message = format('There is no agent "%s".', left(v_target, 100)),
-            hint = format('Known agents: %s.', (select string_agg(name, ', ' order by name) from agents where name <> 'auto' and cardinality(route) > 0));
+            hint = format('Known agents: %s.', (select string_agg(name, ', ' order by name) from agents where name not in ('auto', 'summary') and cardinality(route) > 0));
     elsif not _may_use(v_attempt.scope, v_target) then
         raise exception using
             errcode = 'TY006',
             message = format('Scope %s does not allow agent %s.', v_attempt.scope, v_target),
             hint = 'Hand over to another one, or go on.';
-    elsif cardinality(_handed_on(v_attempt.task_id)) >= c_most then
+    elsif greatest(cardinality(_handed_on(v_attempt.task_id)), (select count(*) from handoffs h where h.task_id = v_attempt.task_id and h.attempt_id <> p_attempt)) >= c_most then
         raise exception using
             errcode = 'TY004',
             message = format('This work has been handed over %s times already.', c_most),
@@ -50,8 +50,7 @@ begin
     values (
         v_attempt.task_id, p_attempt, v_attempt.agent, v_target, p_packet ->> 'reason', nullif(btrim(p_packet ->> 'context_summary'), ''),
         case when btrim(p_packet ->> 'context_summary') <> '' then 'agent' end,
-        array(select jsonb_array_elements_text(coalesce(p_packet -> 'pending_actions', '[]'))),
-        array(select jsonb_array_elements_text(coalesce(p_packet -> 'artifacts', '[]'))), _now()
+        coalesce(_texts(p_packet -> 'pending_actions'), '{}'), coalesce(_texts(p_packet -> 'artifacts'), '{}'), _now()
     )
     returning id into v_id;
     perform _log(v_attempt.task_id, p_attempt, 'handoff_asked', jsonb_build_object('handoff', v_id, 'target', v_target, 'reason', p_packet ->> 'reason'));
@@ -91,16 +90,17 @@ comment on function export_handoff(bigint) is
 
 create or replace function import_handoff(p_document jsonb, p_scope text default 'default') returns bigint
 language plpgsql volatile
+security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 declare
     v_wrong text := _wrong_packet(p_document -> 'packet');
 begin
     perform _require_role('taskyard_submitter', 'import handoffs');
-    if p_document ->> 'kind' is distinct from 'taskyard.handoff' or v_wrong is not null then
+    if p_document ->> 'kind' is distinct from 'taskyard.handoff' or coalesce(btrim(p_document ->> 'prompt'), '') = '' or v_wrong is not null then
         raise exception using
             errcode = 'TY001',
-            message = format('This document is no handoff: %s.', coalesce(v_wrong, 'its kind is another')),
+            message = format('This document is no handoff: %s.', coalesce(v_wrong, 'its kind is another, or it has no prompt')),
             hint = 'Its kind is taskyard.handoff; export_handoff(id) makes one.';
     end if;
     return submit_task(
@@ -161,9 +161,9 @@ as $$
     select concat_ws(
         E'\n',
         format('You take over from %s (reason: %s)%s.', coalesce(p_packet ->> 'source', 'another agent'), p_packet ->> 'reason', ', who worked on task ' || p_task),
-        E'What was done and found:\n' || (p_packet ->> 'context_summary'),
-        E'Still to do:\n' || (select string_agg('- ' || x, E'\n') from jsonb_array_elements_text(p_packet -> 'pending_actions') x),
-        'Look at these artifacts: ' || (select string_agg(x, ', ') from jsonb_array_elements_text(p_packet -> 'artifacts') x)
+        E'What was done and found:\n' || nullif(p_packet ->> 'context_summary', ''),
+        E'Still to do:\n' || (select string_agg('- ' || x, E'\n') from unnest(taskyard._texts(p_packet -> 'pending_actions')) x),
+        'Look at these artifacts: ' || (select string_agg(x, ', ') from unnest(taskyard._texts(p_packet -> 'artifacts')) x)
     )
 $$;
 comment on function _packet_text(jsonb, bigint) is 'A handoff packet for the next agent''s prompt.';
@@ -179,6 +179,20 @@ as $$
     select coalesce(array_agg(task order by depth), '{}') from chain
 $$;
 comment on function _handed_on(bigint) is 'The tasks that the work of this one has come from by handoffs, the last first.';
+
+create or replace function _successors(p_task bigint) returns bigint[]
+language sql stable
+as $$
+    with recursive chain (task, depth) as (
+        select p_task, 1
+        union
+        select h.to_task, c.depth + 1 from chain c join taskyard.handoffs h on h.task_id = c.task
+        join taskyard.waits w on w.task_id = h.task_id and w.attempt_id = h.attempt_id
+        where h.to_task is not null
+    )
+    select array_agg(task order by depth) from chain
+$$;
+comment on function _successors(bigint) is 'A task and those that its work was handed over to since, the last of them at the end.';
 
 create or replace function _first_prompt(p_task bigint) returns text
 language sql stable
@@ -196,7 +210,7 @@ as $$
 $$;
 comment on function _pending_handoff(attempts) is 'What an attempt hands over when it ends; null: nothing.';
 
-create or replace function _hand_over(p_attempt attempts, p_task tasks, p_handoff handoffs) returns void
+create or replace function _hand_over(p_attempt attempts, p_task tasks, p_handoff handoffs) returns text
 language plpgsql volatile
 as $$
 declare
@@ -220,7 +234,7 @@ begin
     )
     values (
         _first_prompt(p_task.id), p_handoff.target, p_task.scope, greatest(p_task.priority, p_task.lent_priority), p_task.payload,
-        p_task.workspace, p_task.repository, p_task.base, p_task.push_to, p_task.verify, p_task.requires, p_task.max_attempts, p_task.timeout,
+        p_task.workspace, p_task.repository, p_task.base, p_task.push_to, coalesce(p_task.verify, p_attempt.verify), p_task.requires, p_task.max_attempts, p_task.timeout,
         p_task.output_schema, p_task.id, p_handoff.id, nullif(v_host, ''), array_remove(array[v_summary], null), 'run'
     )
     returning id into v_new;
@@ -230,11 +244,19 @@ begin
     values (p_task.id, p_attempt.id, array[v_new], false, 'infinity', _now(), null)
     on conflict (task_id) do update
     set attempt_id = excluded.attempt_id, tasks = excluded.tasks, for_mail = false, until = 'infinity', asked_at = excluded.asked_at, over_at = null;
+    delete from task_dependencies where task_id = p_task.id;
     insert into task_dependencies (depends_on, task_id) values (v_new, p_task.id);
     perform _log(p_task.id, p_attempt.id, 'handed_over', jsonb_build_object('handoff', p_handoff.id, 'task', v_new, 'target', p_handoff.target));
+    return null;
+exception when others then
+    -- What was allowed when it was asked for is not any more (a narrowed scope, an agent that is gone): the task itself goes on.
+    if sqlstate !~ '^TY' then
+        raise;
+    end if;
+    return format('It was not handed over to %s: %s', p_handoff.target, sqlerrm);
 end
 $$;
-comment on function _hand_over(attempts, tasks, handoffs) is 'Creates the task that goes on with a packet; the old one waits for it.';
+comment on function _hand_over(attempts, tasks, handoffs) is 'Creates the task that goes on with a packet, and has the old one wait for it; returns why not, in a sentence, where that is refused.';
 
 create or replace function _orchestrator_offered(p_scope text) returns boolean
 language sql stable
@@ -258,8 +280,12 @@ declare
 begin
     -- A handover waits a minute for its summary; then a rule has to do.
     for v_task in
-        select t.id from handoffs h join tasks n on n.id = h.to_task join tasks t on t.id = h.summary_task
-        where n.status = 'blocked' and t.status in ('queued', 'scheduled', 'waiting') and t.created_at < _now() - interval '1 minute'
+        select t.id
+        from lanes l
+        join ready_tasks q on q.lane_id = l.id
+        join tasks t on t.id = q.task_id
+        where l.agent = 'summary' and t.created_at < _now() - interval '1 minute'
+            and exists (select from handoffs h join tasks n on n.id = h.to_task and n.status = 'blocked' where h.summary_task = t.id)
         limit 100
         for no key update of t skip locked
     loop

@@ -9,6 +9,7 @@ declare
     v_task tasks;
     v_status task_status;
     v_handoff handoffs;
+    v_refused text;
 begin
     perform _require_role('taskyard_runner', 'release tasks');
     if p_delay < interval '0' or p_delay > interval '30 days' then
@@ -29,16 +30,16 @@ begin
     perform _leave(v_task, p_attempt);
     v_handoff := _pending_handoff(v_attempt);
     if v_handoff.id is not null and v_task.cancel_requested_at is null then
-        perform _hand_over(v_attempt, v_task, v_handoff);
+        v_refused := _hand_over(v_attempt, v_task, v_handoff);
     end if;
     perform _forget_finished(v_task.id);
     update tasks
-    set stays_on = _host_of(v_attempt), status = case
+    set stays_on = case when agent <> 'auto' then _host_of(v_attempt) end, status = case
             when cancel_requested_at is not null then 'cancelled'::task_status
             when _waits(id) then 'waiting'
             else 'queued'
         end,
-        error = case when cancel_requested_at is null then error else cancel_reason end,
+        error = case when cancel_requested_at is null then coalesce(v_refused, error) else cancel_reason end,
         run_at = case when p_delay > interval '0' then _now() + p_delay else run_at end
     where id = v_task.id
     returning status into v_status;

@@ -85,8 +85,9 @@ as $$
         E'Your work was checked and did not pass.\nThe command: %s\nIts exit code: %s\nThe end of what it printed:\n%s\nMend the work (the command stays as it is), then end your turn: it will be run again.',
         v.command, coalesce(v.exit_code::text, 'none, it was stopped'), right(v.output_tail, 8000)
     )
-    from taskyard.verifications v
-    where v.task_id = p_task and v.attempt_id >= p_since and not v.passed
-    order by v.attempt_id desc limit 1
+    from (
+        select x.* from taskyard.verifications x where x.task_id = p_task and x.attempt_id >= p_since order by x.attempt_id desc limit 1
+    ) v
+    where not v.passed
 $$;
 comment on function _failed_proof(bigint, bigint) is 'What the check of a task''s work said, in this attempt or later, for the agent; null where it passed or was not run.';

@@ -20,7 +20,13 @@ begin
     perform _require_role('taskyard_runner', 'create children');
     perform _require_own_attempt(p_attempt);
     v_attempt := _live_attempt(p_attempt);
-    select * into v_parent from tasks where id = v_attempt.task_id;
+    select * into v_parent from tasks where id = v_attempt.task_id for share; -- a cancellation in the same moment sees the child, or is seen
+    if v_parent.cancel_requested_at is not null then
+        raise exception using
+            errcode = 'TY004',
+            message = format('Task %s is being cancelled.', v_parent.id),
+            hint = 'Stop now: it gets no more children.';
+    end if;
     v_scope := coalesce(p_task ->> 'scope', v_parent.scope);
     if p_task ? 'dedupe_key' then
         raise exception using
@@ -37,8 +43,9 @@ begin
     on conflict (task_id) do update
     set minute = excluded.minute, in_minute = case when c.minute = excluded.minute then c.in_minute + 1 else 1 end
     returning in_minute into v_in_minute;
-    select id, status into v_child, v_status from tasks where dedupe_key = v_key;
+    select id, status into v_child, v_status from tasks where dedupe_key = v_key and parent_id = v_parent.id;
     if v_child is not null then
+        update child_counts set in_minute = in_minute - 1 where task_id = v_parent.id;
         return jsonb_build_object('task', v_child, 'status', v_status, 'existed', true);
     end if;
     select e.max_spawns_per_minute into v_most from effective_scopes e where e.name = v_parent.scope;
@@ -49,6 +56,7 @@ begin
             hint = 'Wait for those that are there, or do the rest yourself. An administrator can change scopes.max_spawns_per_minute.';
     end if;
     perform _check_repetition(v_parent, p_task ->> 'prompt', v_agent, v_scope);
+    perform _check_child(v_attempt, v_parent, p_task, v_scope);
     v_child := _task_from_json(p_task || jsonb_build_object('dedupe_key', v_key, 'scope', v_scope, 'agent', v_agent), v_parent, format('task %s', v_parent.id));
     select status into v_status from tasks where id = v_child;
     return jsonb_build_object('task', v_child, 'status', v_status, 'existed', false);
@@ -96,6 +104,53 @@ begin
 end
 $$;
 comment on function _check_repetition(tasks, text, text, text) is 'Raises TY004 where a child would be asked for what one of its ancestors was asked for.';
+
+create or replace function _check_child(p_attempt attempts, p_parent tasks, p_task jsonb, p_scope text) returns void
+language plpgsql volatile
+as $$
+declare
+    v_scope effective_scopes;
+    v_key text;
+    v_place text;
+    v_own text;
+begin
+    -- A person may name any place and any command that the scope leaves open; an agent only what it has itself.
+    select * into v_scope from effective_scopes where name = p_scope;
+    foreach v_key in array '{workspace,repository}'::text[] loop
+        v_place := rtrim(p_task ->> v_key, '/');
+        v_own := case v_key when 'workspace' then p_parent.workspace else p_parent.repository end;
+        if v_place is not null and not coalesce(_covers_path(rtrim(v_own, '/'), v_place), false)
+            and not exists (select from unnest(v_scope.allowed_paths) p where _covers_path(p, v_place)) then
+            raise exception using
+                errcode = 'TY006',
+                message = format('The %s %s is not among the places of task %s.', v_key, left(v_place, 200), p_parent.id),
+                hint = 'A child works where its parent does, or in a path of its scope; without one it gets an empty directory.';
+        end if;
+    end loop;
+    if p_task ->> 'verify' is not null and p_task ->> 'verify' is distinct from p_attempt.verify and 'execute' <> all(v_scope.permissions) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('Tasks of scope %s may not execute, so they prove nothing by a command.', p_scope),
+            hint = 'Leave verify out.';
+    end if;
+    if p_task ->> 'push_to' is not null and p_task ->> 'push_to' is distinct from p_parent.push_to then
+        raise exception using
+            errcode = 'TY006',
+            message = format('Task %s pushes nothing to %s itself.', p_parent.id, left(p_task ->> 'push_to', 100)),
+            hint = 'Leave push_to out: the branch is in the repository.';
+    end if;
+    if jsonb_typeof(p_task -> 'priority') = 'number' and (p_task ->> 'priority')::numeric > greatest(p_parent.priority, p_parent.lent_priority) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('A child of task %s has a priority of %s at most.', p_parent.id, greatest(p_parent.priority, p_parent.lent_priority)),
+            hint = 'Leave the priority out: then it has its parent''s.';
+    end if;
+    if jsonb_typeof(p_task -> 'depends_on') = 'array' and not exists (select from jsonb_array_elements(p_task -> 'depends_on') x where jsonb_typeof(x) <> 'number') then
+        perform _require_related(p_attempt, array(select x::numeric::bigint from jsonb_array_elements_text(p_task -> 'depends_on') x));
+    end if;
+end
+$$;
+comment on function _check_child(attempts, tasks, jsonb, text) is 'Refuses an agent what a person might ask for: other places, commands, remotes, a higher priority, tasks that it may not look at (TY002, TY006).';
 
 create or replace function _task_from_json(p_task jsonb, p_parent tasks, p_created_by text) returns bigint
 language plpgsql volatile
@@ -165,6 +220,9 @@ as $$
 begin
     perform _require_role('taskyard_runner', 'read results');
     perform _require_own_attempt(p_attempt);
+    if p_task is null then
+        perform _no_task(null);
+    end if;
     perform _require_related(_live_attempt(p_attempt), array[p_task]);
     return _result_of(p_task, null);
 end
@@ -190,7 +248,7 @@ begin
         perform _require_related(v_attempt, array[p_task]);
     end if;
     for v_artifact in
-        select * from artifacts a where a.task_id = coalesce(p_task, v_attempt.task_id) order by a.attempt_id, a.path limit 1000
+        select * from artifacts a where a.task_id = any(_successors(coalesce(p_task, v_attempt.task_id))) order by a.attempt_id, a.path limit 1000
     loop
         v_text := null;
         if v_artifact.size <= 20000 and length(v_found::text) < 500000 then
@@ -219,9 +277,13 @@ declare
     v_task tasks;
     v_work attempts;
     v_result text;
+    v_chain bigint[] := _successors(p_task);
 begin
     select * into v_task from tasks where id = p_task;
-    select * into v_work from attempts a where a.task_id = p_task and a.branch is not null order by a.id desc limit 1;
+    if not found then
+        return jsonb_build_object('task', p_task, 'status', 'deleted');
+    end if;
+    select * into v_work from attempts a where a.task_id = any(v_chain) and a.branch is not null order by a.id desc limit 1;
     v_result := v_task.result #>> '{}';
     return jsonb_strip_nulls(jsonb_build_object(
         'task', v_task.id, 'agent', v_task.agent, 'status', v_task.status, 'error', left(v_task.error, 2000),
@@ -232,7 +294,7 @@ begin
         'branch', v_work.branch, 'commit', v_work.commit_id,
         'artifacts', (
             select jsonb_agg(jsonb_build_object('path', a.path, 'kind', a.kind, 'size', a.size) order by a.path)
-            from (select * from artifacts x where x.task_id = p_task order by x.path limit 50) a
+            from (select distinct on (x.path) x.path, x.kind, x.size from artifacts x where x.task_id = any(v_chain) order by x.path, x.attempt_id desc limit 50) a
         )
     ));
 end

@@ -131,7 +131,7 @@ begin
     for v_task in
         select t.id
         from open_lanes o
-        join lanes l on l.id = o.lane_id and l.returned
+        join lanes l on l.id = o.lane_id and l.returned and left(l.requires[cardinality(l.requires)], 1) = '@'
         join ready_tasks q on q.lane_id = l.id
         join tasks t on t.id = q.task_id
         where t.stays_on is not null and (

@@ -35,7 +35,7 @@ from (
     union all
     select s.task_id, 2, s.run_at, 'in ' || _ago(s.run_at - _now()) from scheduled_tasks s
     union all
-    select distinct d.task_id, 3, null::timestamptz, 'blocked' from task_dependencies d
+    select distinct d.task_id, 3, null::timestamptz, 'blocked' from task_dependencies d join tasks b on b.id = d.task_id and b.status = 'blocked'
 ) x
 join tasks t on t.id = x.task_id
 order by x.sort, x.due, t.priority desc, t.queue_position, t.id;

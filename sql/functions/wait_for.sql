@@ -45,6 +45,7 @@ begin
     on conflict (task_id) do update
     set attempt_id = excluded.attempt_id, tasks = excluded.tasks, for_mail = excluded.for_mail, until = excluded.until,
         asked_at = excluded.asked_at, over_at = null;
+    delete from task_dependencies where task_id = v_attempt.task_id; -- of a wait before, which this one replaces
     insert into task_dependencies (depends_on, task_id) select x, v_attempt.task_id from unnest(v_unfinished) x on conflict do nothing;
     perform pg_notify('taskyard_runner_' || v_attempt.runner_id, 'wait');
     return jsonb_build_object('waiting', true, 'unfinished', coalesce(to_jsonb(v_unfinished[1:100]), '[]'));
@@ -64,7 +65,13 @@ begin
     with recursive upstream (id) as (
         select unnest(p_unfinished)
         union
-        select d.depends_on from upstream u join task_dependencies d on d.task_id = u.id
+        select x.id from upstream u
+        cross join lateral (
+            select d.depends_on from task_dependencies d where d.task_id = u.id
+            union all
+            -- One that runs may become blocked again.
+            select unnest(t.depends_on) from tasks t where t.id = u.id and t.status not in ('completed', 'failed', 'cancelled')
+        ) x (id)
     )
     select array_agg(id) into v_upstream from upstream;
     if p_task = any(v_upstream) then
@@ -75,8 +82,13 @@ begin
     end if;
     -- Who is waited for by somebody important is important, and so is whom it waits for.
     select greatest(t.priority, t.lent_priority) into v_priority from tasks t where t.id = p_task;
+    -- Whoever is being written at this moment goes without: to wait for its row while holding the lock of its end could be for ever.
     update tasks set lent_priority = v_priority
-    where id = any(v_upstream) and greatest(priority, lent_priority) < v_priority and status not in ('completed', 'failed', 'cancelled');
+    where id in (
+        select t.id from tasks t
+        where t.id = any(v_upstream) and greatest(t.priority, t.lent_priority) < v_priority and t.status not in ('completed', 'failed', 'cancelled')
+        for no key update skip locked
+    );
 end
 $$;
 comment on function _lend_and_check(bigint, bigint[]) is 'Raises TY003 where these tasks wait for this one, directly or through others; else lends them all its priority.';
@@ -85,7 +97,7 @@ create or replace function _results_of(p_tasks bigint[]) returns jsonb
 language sql stable
 as $$
     -- All of a few, the beginnings of many: an agent's context is what this costs.
-    select coalesce(jsonb_agg(taskyard._result_of(x.id, greatest(200, 100000 / cardinality(p_tasks))) order by x.place), '[]')
+    select coalesce(jsonb_agg(taskyard._result_of(x.id, greatest(200, 100000 / greatest(cardinality(p_tasks), 1))) order by x.place), '[]')
         || case
             when cardinality(p_tasks) > 100 then jsonb_build_array(jsonb_build_object('more', cardinality(p_tasks) - 100, 'by_status', (
                 select jsonb_object_agg(s.status, s.n) from (select t.status, count(*) as n from taskyard.tasks t where t.id = any(p_tasks) group by t.status) s
@@ -154,12 +166,34 @@ end
 $$;
 comment on function _wake_if_ready(bigint[]) is 'Lets those of these tasks go on that wait for nothing any more.';
 
-create or replace function _forget_finished(p_task bigint) returns void
+create or replace function _stop_waiting(p_tasks bigint[]) returns void
 language plpgsql volatile
 as $$
 begin
+    update waits set over_at = _now() where task_id = any(p_tasks) and over_at is null;
+    if found then
+        delete from task_dependencies where task_id = any(p_tasks);
+    end if;
+end
+$$;
+comment on function _stop_waiting(bigint[]) is 'Tasks that are over wait for nothing any more.';
+
+create or replace function _forget_finished(p_task bigint) returns void
+language plpgsql volatile
+as $$
+declare
+    v_awaited bigint;
+begin
     if exists (select from waits w where w.task_id = p_task and w.over_at is null) then
-        -- One that ended in the moment in which the wait began may have overlooked it.
+        -- One that ends in the very moment in which the wait began may have overlooked it: let it finish, and look again. The locks are
+        -- given back at once, so that there may be as many as there are tasks.
+        for v_awaited in
+            select d.depends_on from task_dependencies d join tasks t on t.id = d.depends_on
+            where d.task_id = p_task and t.status not in ('completed', 'failed', 'cancelled')
+        loop
+            perform pg_advisory_lock_shared(742101, hashint8(v_awaited));
+            perform pg_advisory_unlock_shared(742101, hashint8(v_awaited));
+        end loop;
         delete from task_dependencies d using tasks t
         where d.task_id = p_task and t.id = d.depends_on and t.status in ('completed', 'failed', 'cancelled');
         perform _wake_if_ready(array[p_task]);

@@ -61,6 +61,7 @@ create table handoffs (
 );
 create index handoffs_task on handoffs (task_id);
 create unique index handoffs_to_task on handoffs (to_task) where to_task is not null;
+create index handoffs_summary_task on handoffs (summary_task) where summary_task is not null;
 comment on table handoffs is 'Packets by which one agent hands its task to another. As JSON: select export_handoff(id).';
 comment on column handoffs.attempt_id is 'The attempt that handed over; 0: imported.';
 comment on column handoffs.to_task is 'The task that goes on with it; null: the attempt has not ended yet.';
@@ -85,7 +86,7 @@ create table verifications (
 create index verifications_task on verifications (task_id);
 comment on table verifications is 'What the command that proves the work said, once per attempt whose agent said that it was done.';
 comment on column verifications.exit_code is 'Null where it was stopped, by its time limit for example.';
-comment on column verifications.output_tail is 'The end of what it printed, at most 20,000 bytes.';
+comment on column verifications.output_tail is 'The end of what it printed, at most 20,000 characters.';
 comment on column verifications.commit_id is 'The commit that was verified, where the task works in a git repository.';
 
 create table rejected_submissions (
