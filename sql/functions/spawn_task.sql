@@ -56,7 +56,7 @@ begin
             hint = 'Wait for those that are there, or do the rest yourself. An administrator can change scopes.max_spawns_per_minute.';
     end if;
     perform _check_repetition(v_parent, p_task ->> 'prompt', v_agent, v_scope);
-    perform _check_child(v_attempt, v_parent, p_task, v_scope);
+    perform _check_child(v_attempt, v_parent, _told_task(p_task), v_scope);
     v_child := _task_from_json(p_task || jsonb_build_object('dedupe_key', v_key, 'scope', v_scope, 'agent', v_agent), v_parent, format('task %s', v_parent.id));
     select status into v_status from tasks where id = v_child;
     return jsonb_build_object('task', v_child, 'status', v_status, 'existed', false);
@@ -105,61 +105,12 @@ end
 $$;
 comment on function _check_repetition(tasks, text, text, text) is 'Raises TY004 where a child would be asked for what one of its ancestors was asked for.';
 
-create or replace function _check_child(p_attempt attempts, p_parent tasks, p_task jsonb, p_scope text) returns void
-language plpgsql volatile
-as $$
-declare
-    v_scope effective_scopes;
-    v_key text;
-    v_place text;
-    v_own text;
-begin
-    -- A person may name any place and any command that the scope leaves open; an agent only what it has itself.
-    select * into v_scope from effective_scopes where name = p_scope;
-    foreach v_key in array '{workspace,repository}'::text[] loop
-        v_place := rtrim(p_task ->> v_key, '/');
-        v_own := case v_key when 'workspace' then p_parent.workspace else p_parent.repository end;
-        if v_place is not null and not coalesce(_covers_path(rtrim(v_own, '/'), v_place), false)
-            and not exists (select from unnest(v_scope.allowed_paths) p where _covers_path(p, v_place)) then
-            raise exception using
-                errcode = 'TY006',
-                message = format('The %s %s is not among the places of task %s.', v_key, left(v_place, 200), p_parent.id),
-                hint = 'A child works where its parent does, or in a path of its scope; without one it gets an empty directory.';
-        end if;
-    end loop;
-    if p_task ->> 'verify' is not null and p_task ->> 'verify' is distinct from p_attempt.verify and 'execute' <> all(v_scope.permissions) then
-        raise exception using
-            errcode = 'TY006',
-            message = format('Tasks of scope %s may not execute, so they prove nothing by a command.', p_scope),
-            hint = 'Leave verify out.';
-    end if;
-    if p_task ->> 'push_to' is not null and p_task ->> 'push_to' is distinct from p_parent.push_to then
-        raise exception using
-            errcode = 'TY006',
-            message = format('Task %s pushes nothing to %s itself.', p_parent.id, left(p_task ->> 'push_to', 100)),
-            hint = 'Leave push_to out: the branch is in the repository.';
-    end if;
-    if jsonb_typeof(p_task -> 'priority') = 'number' and (p_task ->> 'priority')::numeric > greatest(p_parent.priority, p_parent.lent_priority) then
-        raise exception using
-            errcode = 'TY006',
-            message = format('A child of task %s has a priority of %s at most.', p_parent.id, greatest(p_parent.priority, p_parent.lent_priority)),
-            hint = 'Leave the priority out: then it has its parent''s.';
-    end if;
-    if jsonb_typeof(p_task -> 'depends_on') = 'array' and not exists (select from jsonb_array_elements(p_task -> 'depends_on') x where jsonb_typeof(x) <> 'number') then
-        perform _require_related(p_attempt, array(select x::numeric::bigint from jsonb_array_elements_text(p_task -> 'depends_on') x));
-    end if;
-end
-$$;
-comment on function _check_child(attempts, tasks, jsonb, text) is 'Refuses an agent what a person might ask for: other places, commands, remotes, a higher priority, tasks that it may not look at (TY002, TY006).';
-
-create or replace function _task_from_json(p_task jsonb, p_parent tasks, p_created_by text) returns bigint
-language plpgsql volatile
+create or replace function _told_task(p_task jsonb) returns tasks
+language plpgsql stable
 as $$
 declare
     c_keys constant text[] := '{prompt,agent,scope,priority,payload,depends_on,on_dependency_failure,workspace,repository,base,push_to,verify,requires,provider,model,on_limit,max_attempts,timeout,run_at,output_schema,dedupe_key}'::text[];
-    v_task tasks;
     v_unknown text;
-    v_id bigint;
 begin
     if jsonb_typeof(p_task) is distinct from 'object' then
         raise exception using
@@ -175,13 +126,71 @@ begin
             hint = format('It has: %s.', array_to_string(c_keys, ', '));
     end if;
     begin
-        v_task := jsonb_populate_record(null::tasks, jsonb_strip_nulls(p_task - 'payload' - 'output_schema'));
+        return jsonb_populate_record(null::tasks, jsonb_strip_nulls(p_task - 'payload' - 'output_schema'));
     exception when data_exception then
         raise exception using
             errcode = 'TY001',
             message = format('The task cannot be read: %s.', sqlerrm),
             hint = 'Numbers, texts and lists as in the table tasks; timeout as "10 minutes".';
     end;
+end
+$$;
+comment on function _told_task(jsonb) is 'What a JSON object says of a task, as a row; null where it says nothing. Raises TY001 for what is unknown or cannot be read.';
+
+create or replace function _check_child(p_attempt attempts, p_parent tasks, p_task tasks, p_scope text) returns void
+language plpgsql volatile
+as $$
+declare
+    v_scope effective_scopes;
+    v_key text;
+    v_place text;
+    v_own text;
+begin
+    -- A person may name any place and any command that the scope leaves open; an agent only what it has itself.
+    select * into v_scope from effective_scopes where name = p_scope;
+    foreach v_key in array '{workspace,repository}'::text[] loop
+        v_place := rtrim(case v_key when 'workspace' then p_task.workspace else p_task.repository end, '/');
+        v_own := case v_key when 'workspace' then p_parent.workspace else p_parent.repository end;
+        if v_place is not null and not coalesce(_covers_path(rtrim(v_own, '/'), v_place), false)
+            and not exists (select from unnest(v_scope.allowed_paths) p where _covers_path(p, v_place)) then
+            raise exception using
+                errcode = 'TY006',
+                message = format('The %s %s is not among the places of task %s.', v_key, left(v_place, 200), p_parent.id),
+                hint = 'A child works where its parent does, or in a path of its scope; without one it gets an empty directory.';
+        end if;
+    end loop;
+    if p_task.verify is distinct from p_attempt.verify and p_task.verify is not null and 'execute' <> all(v_scope.permissions) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('Tasks of scope %s may not execute, so they prove nothing by a command.', p_scope),
+            hint = 'Leave verify out.';
+    end if;
+    if p_task.push_to is distinct from p_parent.push_to and p_task.push_to is not null then
+        raise exception using
+            errcode = 'TY006',
+            message = format('Task %s pushes nothing to %s itself.', p_parent.id, left(p_task.push_to, 100)),
+            hint = 'Leave push_to out: the branch is in the repository.';
+    end if;
+    if p_task.priority > greatest(p_parent.priority, p_parent.lent_priority) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('A child of task %s has a priority of %s at most.', p_parent.id, greatest(p_parent.priority, p_parent.lent_priority)),
+            hint = 'Leave the priority out: then it has its parent''s.';
+    end if;
+    if cardinality(p_task.depends_on) > 0 then
+        perform _require_related(p_attempt, p_task.depends_on);
+    end if;
+end
+$$;
+comment on function _check_child(attempts, tasks, tasks, text) is 'Refuses an agent what a person might ask for: other places, commands, remotes, a higher priority, tasks that it may not look at (TY002, TY006).';
+
+create or replace function _task_from_json(p_task jsonb, p_parent tasks, p_created_by text) returns bigint
+language plpgsql volatile
+as $$
+declare
+    v_task tasks := _told_task(p_task);
+    v_id bigint;
+begin
     perform set_config('taskyard.on_behalf_of', coalesce(p_created_by, ''), true);
     insert into tasks (
         prompt, agent, scope, priority, run_at, depends_on, on_dependency_failure, payload, workspace, repository, base, push_to, verify,
