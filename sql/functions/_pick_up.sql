@@ -7,6 +7,7 @@ declare
     v_claim claim := p_claim;
     v_last attempts;
     v_worked attempts;
+    v_spoke bigint;
 begin
     select * into v_last from attempts a
     where a.task_id = p_claim.task_id and a.id <> p_claim.attempt_id and a.agent <> 'auto'
@@ -37,7 +38,11 @@ begin
         ))
         into v_claim.session_usage
         from attempts a where a.task_id = p_claim.task_id and a.session_id = v_worked.session_id;
-        v_claim.note := coalesce(_news(p_claim, v_worked.id), format('You were interrupted: %s', _why_ended(v_last)));
+        -- What came for an attempt that was killed before it said a word comes again.
+        select max(a.id) into v_spoke from attempts a
+        where a.task_id = p_claim.task_id and a.id <> p_claim.attempt_id
+            and exists (select from transcript x where x.attempt_id = a.id and x.kind in ('text', 'thinking', 'tool_call'));
+        v_claim.note := coalesce(_news(p_claim, coalesce(v_spoke, 0)), format('You were interrupted: %s', _why_ended(v_last)));
         v_claim.files_of := (_take_over(v_claim)).files_of;
         return v_claim;
     end if;
