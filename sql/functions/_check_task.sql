@@ -72,7 +72,7 @@ begin
         raise exception using
             errcode = 'TY001',
             message = 'A task works in a repository, or in a workspace, or in neither.',
-            hint = 'base and push_to belong to a repository.';
+            hint = 'Name one of them; base and push_to belong to a repository.';
     end if;
     if p_task.repository !~ '^/' or octet_length(p_task.repository) > 4096
         or greatest(octet_length(p_task.base), octet_length(p_task.push_to)) > 250 or p_task.base !~ '^[^-[:space:][:cntrl:]~^:?*[\\]+$' or p_task.push_to !~ '^[A-Za-z0-9][A-Za-z0-9_./-]*$' then

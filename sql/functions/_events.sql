@@ -27,18 +27,6 @@ as $$
 $$;
 comment on function _own_queue(text) is 'Whether there is a pgmq queue of this name that is Taskyard''s own.';
 
-create or replace function _may_send_to(p_queue text) returns boolean
-language sql stable
-as $$
-    select exists (
-        select from pg_catalog.pg_class c
-        join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-        where n.nspname = 'pgmq' and c.relname = 'q_' || lower(p_queue)
-            and has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert')
-    )
-$$;
-comment on function _may_send_to(text) is 'Whether there is a pgmq queue of this name that lets us send to it.';
-
 create or replace function _topics_bound() returns boolean
 language plpgsql stable
 as $$
@@ -60,37 +48,33 @@ create or replace function _publish(p_operation text, p_ids bigint[]) returns vo
 language plpgsql volatile
 as $$
 declare
-    r record;
+    v_status task_status;
+    v_scope text;
+    v_queue text;
 begin
-    for r in
-        with kinds as materialized (
-            select distinct t.status, t.scope from tasks t where t.id = any(p_ids)
-        ),
-        queues as materialized (
-            select distinct b.queue_name from pgmq.topic_bindings b
-        )
-        select q.queue_name, k.status, k.scope
-        from kinds k
-        cross join queues q
-        where exists (
-                select from pgmq.topic_bindings b
-                where b.queue_name = q.queue_name and _event_topic(k.status::text, k.scope) ~ b.compiled_regex
-            )
-            and _may_send_to(q.queue_name)
-        order by q.queue_name, k.scope, k.status
-    loop
-        begin
-            perform pgmq.send_batch(r.queue_name, array(
-                select jsonb_build_object(
-                    'id', t.id, 'status', t.status, 'scope', t.scope, 'agent', t.agent, 'parent_id', t.parent_id, 'at', _now(), 'operation', p_operation
-                )
-                from tasks t
-                where t.id = any(p_ids) and t.status = r.status and t.scope = r.scope
-                order by t.id
-            ));
-        exception when others then
-            raise warning 'pgmq queue % got no event: %', r.queue_name, sqlerrm;
-        end;
+    for v_status, v_scope in select t.status, t.scope from tasks t where t.id = any(p_ids) group by t.status, t.scope order by t.scope, t.status loop
+        for v_queue in
+            select distinct b.queue_name
+            from pgmq.topic_bindings b
+            join pg_catalog.pg_class c on c.relname = 'q_' || lower(b.queue_name)
+            join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+            where _event_topic(v_status::text, v_scope) ~ b.compiled_regex
+                and n.nspname = 'pgmq' and has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert')
+            order by b.queue_name
+        loop
+            begin
+                perform pgmq.send_batch(v_queue, array(
+                    select jsonb_build_object(
+                        'id', t.id, 'status', t.status, 'scope', t.scope, 'agent', t.agent, 'parent_id', t.parent_id, 'at', _now(), 'operation', p_operation
+                    )
+                    from tasks t
+                    where t.id = any(p_ids) and t.status = v_status and t.scope = v_scope
+                    order by t.id
+                ));
+            exception when others then
+                raise warning 'pgmq queue % got no event: %', v_queue, sqlerrm;
+            end;
+        end loop;
     end loop;
 end
 $$;

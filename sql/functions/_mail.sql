@@ -119,7 +119,17 @@ declare
     v_queue text := _mailbox(p_task.id);
     v_unread bigint;
     v_id bigint;
+    v_chain bigint[];
+    v_last tasks;
 begin
+    if p_task.status = 'waiting' then
+        v_chain := _successors(p_task.id);
+        if cardinality(v_chain) > 1 then
+            -- Whoever took over has the work now.
+            select * into v_last from tasks where id = v_chain[cardinality(v_chain)] for no key update;
+            return _deliver(v_last, p_from, p_text);
+        end if;
+    end if;
     if p_task.status in ('completed', 'failed', 'cancelled') then
         raise exception using
             errcode = 'TY004',

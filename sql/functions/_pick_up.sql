@@ -63,7 +63,7 @@ as $$
         taskyard._decisions(p_claim.task_id, p_since),
         taskyard._awaited(p_claim.task_id, p_since),
         taskyard._failed_proof(p_claim.task_id, p_since),
-        taskyard._mail_for_note(p_claim.task_id, p_claim.attempt_id)
+        taskyard._mail_for_note(p_claim.task_id, p_claim.attempt_id, p_since)
     ), '')
 $$;
 comment on function _news(claim, bigint) is 'What came for an agent while it did not run: decisions, results that it waited for, the check of its work, mail; null: nothing. The mail is taken out of the mailbox.';

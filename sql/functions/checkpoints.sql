@@ -109,7 +109,7 @@ begin
         raise exception using
             errcode = 'TY001',
             message = format('The checkpoint is not usable: %s.', v_wrong),
-            hint = '{"status": "tests pass, docs missing", "progress": 0.7, "data": {}, "conversation": []}';
+            hint = 'For example: {"status": "tests pass, docs missing", "progress": 0.7, "data": {}, "conversation": []}';
     end if;
     insert into checkpoints (task_id, attempt_id, version, status, progress, data, conversation, created_at)
     select p_task, p_attempt, coalesce(max(c.version), 0) + 1, btrim(p_state ->> 'status'), round((p_state ->> 'progress')::numeric, 6)::real,

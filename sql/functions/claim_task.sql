@@ -260,9 +260,9 @@ begin
     update tasks
     set status = 'running', attempt_id = v_attempt, attempt_count = attempt_count + 1, started_at = coalesce(started_at, v_now)
     where id = v_id
-    returning prompt, payload, agent, scope, workspace, verify, timeout, output_schema, attempt_count, repository, base, push_to, handoff_id
+    returning prompt, payload, agent, scope, workspace, verify, timeout, output_schema, attempt_count, repository, base, push_to, handoff_id, has_mail
     into v_task.prompt, v_task.payload, v_task.agent, v_task.scope, v_task.workspace, v_task.verify, v_task.timeout,
-        v_task.output_schema, v_task.attempt_count, v_task.repository, v_task.base, v_task.push_to, v_task.handoff_id;
+        v_task.output_schema, v_task.attempt_count, v_task.repository, v_task.base, v_task.push_to, v_task.handoff_id, v_task.has_mail;
     insert into attempts (
         id, task_id, number, runner_id, scope, agent, provider, account, model, lease_until, started_at, scope_version, sandbox, verify
     )
@@ -282,7 +282,7 @@ begin
     )::claim;
     if v_task.agent = 'auto' then
         v_claim := _routing_claim(v_claim);
-    elsif v_task.attempt_count > 1 or v_task.handoff_id is not null then
+    elsif v_task.attempt_count > 1 or v_task.handoff_id is not null or v_task.has_mail then
         v_claim := _pick_up(v_claim, p_runner);
     end if;
     return v_claim;

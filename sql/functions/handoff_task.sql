@@ -25,7 +25,7 @@ begin
         raise exception using
             errcode = 'TY001',
             message = format('The packet is not usable: %s.', v_wrong),
-            hint = '{"target": "claude", "reason": "specialization", "context_summary": "...", "pending_actions": ["..."], "artifacts": []}';
+            hint = 'For example: {"target": "claude", "reason": "specialization", "context_summary": "...", "pending_actions": ["..."], "artifacts": []}';
     elsif v_target in ('auto', 'summary') or not exists (select from agents a where a.name = v_target and cardinality(a.route) > 0) then
         raise exception using
             errcode = 'TY002',
@@ -320,7 +320,9 @@ begin
         v_handoff.summary_by := case when v_said is null then 'rule' else 'model' end;
         update handoffs set context_summary = v_handoff.context_summary, summary_by = v_handoff.summary_by where id = v_handoff.id;
     end if;
-    v_claim.note := concat_ws(E'\n\n', _packet_text(_packet(v_handoff), v_handoff.task_id), v_claim.note);
+    v_claim.note := concat_ws(
+        E'\n\n', _packet_text(_packet(v_handoff), v_handoff.task_id), _mail_for_note(v_handoff.task_id, p_claim.attempt_id, p_claim.attempt_id), v_claim.note
+    );
     return v_claim;
 end
 $$;

@@ -318,7 +318,8 @@ declare
     v_above bigint[];
     v_other tasks;
 begin
-    select * into v_own from tasks where id = p_attempt.task_id;
+    -- Who took over belongs to the family of the one that began.
+    select * into v_own from tasks where id = coalesce((_handed_on(p_attempt.task_id))[cardinality(_handed_on(p_attempt.task_id))], p_attempt.task_id);
     for v_other in
         select t.* from unnest(p_tasks) x (id) join tasks t on t.id = x.id
         join effective_scopes e on e.name = t.scope

@@ -54,6 +54,7 @@ begin
     v_done := v_done + _route_without_model();
     v_done := v_done + _decide_for_silent();
     v_done := v_done + _end_waits();
+    v_done := v_done + _take_submissions();
     v_done := v_done + _summaries_overdue();
     v_done := v_done + _let_others_have();
     if exists (select from budgets) then
@@ -85,6 +86,7 @@ begin
         perform _sweep_blocked();
         perform _withdraw_questions();
         perform _ensure_partitions();
+        perform _drop_mailboxes();
     end if;
     perform _tell_held();
     return v_done;
