@@ -5,7 +5,6 @@ import logging
 import os
 import time
 from collections.abc import Generator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from taskyard.runner.sandbox.levels import Confinement
 from taskyard.runner.sandbox.removal import remove_tree
 from taskyard.runner.worker.places import Places
 from taskyard.runner.workspaces import Cleaning, over_quota, used
-from taskyard.runner.workspaces.cleaning import KEPT, kept_for
+from taskyard.runner.workspaces.cleaning import KEPT
 
 from .hostile import deep
 from .jails import RUNNERS
@@ -201,15 +200,6 @@ def test_a_task_that_ended_well_without_a_clone_needs_nothing(plain: Ground) -> 
         return plain.places().tasks()
 
     assert plain.do(whole) == [3]
-
-
-def test_how_long_is_a_matter_of_the_operator() -> None:
-    assert kept_for({}) == timedelta(days=14)
-    assert kept_for({"TASKYARD_KEEP": "36h"}) == timedelta(hours=36)
-    assert kept_for({"TASKYARD_KEEP": "2 w"}) == timedelta(weeks=2)
-    assert kept_for({"TASKYARD_KEEP": "0d"}) == timedelta(0)
-    with pytest.raises(ValueError, match="TASKYARD_KEEP is 'soon'"):
-        kept_for({"TASKYARD_KEEP": "soon"})
 
 
 def test_used_counts_what_is_on_the_disk_and_follows_nothing(tmp_path: Path) -> None:

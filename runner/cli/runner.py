@@ -56,6 +56,7 @@ def runner_options(command: F) -> F:
         ),
         click.option(
             "--keep",
+            envvar="TASKYARD_KEEP",
             metavar="DURATION",
             callback=duration,
             default="14d",
@@ -64,6 +65,7 @@ def runner_options(command: F) -> F:
         ),
         click.option(
             "--quota",
+            envvar="TASKYARD_QUOTA",
             type=click.IntRange(1),
             metavar="GIB",
             default=20,

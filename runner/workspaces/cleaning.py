@@ -7,8 +7,7 @@ delivered first. What cannot be stays, and is told of once.
 
 import asyncio
 import logging
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from datetime import timedelta
 
 from ..sandbox.levels import Confinement
@@ -19,8 +18,6 @@ from .work import release, settle
 log = logging.getLogger("taskyard.runner")
 
 KEPT = timedelta(days=14)
-VARIABLE = "TASKYARD_KEEP"
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class Cleaning:
@@ -76,14 +73,3 @@ class Cleaning:
             self._told[task] = why
             log.warning("task %s: its work stays in %s: %s", task, self._places.folder_of(task), why)
         return False
-
-
-def kept_for(environ: Mapping[str, str]) -> timedelta:
-    """TASKYARD_KEEP: a number with m, h, d or w. Raises ValueError, in a sentence."""
-    text = environ.get(VARIABLE, "").strip()
-    if not text:
-        return KEPT
-    found = re.fullmatch(r"(\d{1,6})\s*([mhdw])", text)
-    if found is None:
-        raise ValueError(f"{VARIABLE} is {text!r}, but should be a number and m, h, d or w: 14d, for example.")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
