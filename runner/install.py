@@ -171,9 +171,15 @@ def _record(connection: Connection[DictRow], number: int, name: str) -> None:
 
 
 def _install_pgmq(connection: Connection[DictRow]) -> str:
-    row = connection.execute("select to_regclass('pgmq.meta') is not null as present").fetchone()
+    # From the catalog: to_regclass() looks into no schema that is closed to us.
+    present = connection.execute(
+        """
+        select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = 'pgmq' and c.relname = 'meta'
+        """
+    ).fetchone()
     source = "already there"
-    if not (row and row["present"]):
+    if present is None:
         source = "as an extension" if _create_extension(connection) else "from the SQL of the pgmq package"
         if source.startswith("from"):
             connection.execute(pgmq.get_embedded_install_sql().encode())
@@ -203,9 +209,11 @@ def _grant_pgmq(connection: Connection[DictRow]) -> None:
         select n.nspowner::regrole::text as owner, pg_has_role(n.nspowner, 'usage') as ours,
             has_schema_privilege('taskyard_owner', n.oid, 'usage')
                 and has_schema_privilege('taskyard_owner', n.oid, 'create')
-                and has_table_privilege('taskyard_owner', 'pgmq.meta', 'select')
-                and has_table_privilege('taskyard_owner', 'pgmq.meta', 'insert') as usable
-        from pg_namespace n where n.nspname = 'pgmq'
+                and has_table_privilege('taskyard_owner', c.oid, 'select')
+                and has_table_privilege('taskyard_owner', c.oid, 'insert')
+                and has_table_privilege('taskyard_owner', c.oid, 'delete') as usable
+        from pg_namespace n join pg_class c on c.relnamespace = n.oid and c.relname = 'meta'
+        where n.nspname = 'pgmq'
         """
     ).fetchone()
     assert row is not None

@@ -164,8 +164,8 @@ class Channel:
     """The tools of one attempt.
 
     `call` carries a verb out (Link.call). `read` returns a file of the child's working directory, given its relative
-    path; it raises Refused. `pause` is told that the agent is to end its turn. `saved` runs after each checkpoint, with
-    its status.
+    path; it raises Refused. `pause` is told that the agent is to end its turn, with None that it need not any more: it
+    asked again, and what it waited for was there. `saved` runs after each checkpoint, with its status.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Channel:
         attempt: int,
         call: Call,
         read: Callable[[str], Awaitable[tuple[int, str, bytes | None]]],
-        pause: Callable[[Pause], None],
+        pause: Callable[[Pause | None], None],
         saved: Callable[[str], Awaitable[None]],
     ) -> None:
         self._attempt = attempt
@@ -181,6 +181,7 @@ class Channel:
         self._read = read
         self._pause = pause
         self._saved = saved
+        self._asked = False  # a human, or another agent to go on: no result makes up for that
         self.mail = False  # something waits in the mailbox: it goes along with the next answer
 
     async def answer(self, tool: str, arguments: Arguments) -> tuple[str, bool]:
@@ -223,6 +224,8 @@ class Channel:
                 if answer["waiting"]:
                     answer["now"] = NOW["wait"]
                     self._pause("wait")
+                elif not self._asked:
+                    self._pause(None)
             case "read_result":
                 answer = await call(agent_verbs.read_result, attempt, given.number("task"))
             case "save_checkpoint":
@@ -234,7 +237,7 @@ class Channel:
                 answer = {"checkpoint": found and {k: v for k, v in found.items() if k != "attempt"}}
             case "handoff":
                 number = await call(agent_verbs.handoff_task, attempt, dict(given.all))
-                self._pause("handoff")
+                self._end_turn("handoff")
                 answer = {"handoff": number, "now": NOW["handoff"]}
             case "request_permission":
                 number = await call(
@@ -246,13 +249,13 @@ class Channel:
                     given.text("why"),
                     given.minutes("within_minutes"),
                 )
-                self._pause("wait")
+                self._end_turn("wait")
                 answer = {"approval": number, "now": NOW["wait"]}
             case "ask_human":
                 number = await call(
                     agent_verbs.ask_human, attempt, given.text("question") or "", given.minutes("within_minutes")
                 )
-                self._pause("wait")
+                self._end_turn("wait")
                 answer = {"approval": number, "now": NOW["wait"]}
             case "send_message":
                 number = await call(agent_verbs.send_message, attempt, given.number("task"), given.text("text") or "")
@@ -271,6 +274,10 @@ class Channel:
             case _:
                 raise Refused(f"There is no tool {tool}. There are: {', '.join(sorted(NAMES))}.")
         return answer
+
+    def _end_turn(self, kind: Pause) -> None:
+        self._asked = True
+        self._pause(kind)
 
     async def _add(self, given: "_Given") -> dict[str, Any]:
         path = given.text("path") or ""

@@ -76,6 +76,7 @@ class Attempt:
         self._network = confined.Network(self._server)
         self._pause: Pause | None = None
         self._patient_until = 0.0
+        self._patience: asyncio.TimerHandle | None = None
         self._rooms: Rooms | None = None
         self._work_in: GitWork | None = None
         self._adapter: Adapter = adapters()[claim.adapter]
@@ -210,6 +211,8 @@ class Attempt:
                     self._child.stop()
                 ended = await self._attend(self._child, run, launch, reading)
         finally:
+            self._child = None  # its number may soon be another's
+            self._pausing_is_over()
             if adapter.structured:
                 if not jailed:
                     await asyncio.to_thread(end_strays, str(claim.attempt_id))
@@ -318,11 +321,15 @@ class Attempt:
         async def start(allowed: Claim, launch: Launch) -> AsyncGenerator[Child]:
             async with confined.started(allowed, launch, rooms, self._confinement, self._reaper, network) as child:
                 self._child = child
-                yield child
+                try:
+                    yield child
+                finally:
+                    self._child = None
 
         proof = await verify(claim, start, sink=self._transcript.add, jailed=self._confinement.level == "strict")
         if self._reason is not None:
-            return Ending("cancelled", usage=ending.usage, session_id=ending.session_id)
+            outcome = AFTER.get(self._reason, "cancelled")
+            return Ending(outcome, usage=ending.usage, session_id=ending.session_id)
         await self._link.call(
             agent_verbs.report_verification,
             claim.attempt_id,
@@ -356,17 +363,23 @@ class Attempt:
         own = [run.home, self._rooms.user, self._rooms.artifacts]
         return own if self._rooms.given and self._work_in is None else [*own, run.workspace]
 
-    def _pausing(self, kind: Pause) -> None:
-        """The channel told the agent to end its turn: it gets some time for that."""
+    def _pausing(self, kind: Pause | None) -> None:
+        """The channel told the agent to end its turn: it gets some time for that. None: that it need not any more."""
+        self._pausing_is_over()
         self._pause = kind
-        self._patient_until = time.monotonic() + GRACE
+        if kind is not None:
+            self._patient_until = time.monotonic() + GRACE
+            self._patience = asyncio.get_running_loop().call_later(GRACE, self._impatient, kind)
 
-        def impatient() -> None:
-            self._patient_until = 0.0
-            if self._reason is None:
-                self.stop(kind)
+    def _pausing_is_over(self) -> None:
+        self._patient_until = 0.0
+        if self._patience is not None:
+            self._patience.cancel()
 
-        asyncio.get_running_loop().call_later(GRACE, impatient)
+    def _impatient(self, kind: Pause) -> None:
+        self._patient_until = 0.0
+        if self._reason is None:
+            self.stop(kind)
 
     async def _checkpointed(self, status: str) -> None:
         if self._work_in is not None:

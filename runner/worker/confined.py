@@ -161,10 +161,13 @@ def environment(
 
 
 def install_client(rooms: Rooms, account: Account | None) -> None:
-    """Put the channel's client where the child finds it. Raises OSError, beneath.Refused."""
+    """Put the channel's client where the child finds it, unless an agent before made that place unusable."""
     owner = (account.uid, account.gid) if account is not None and account.switch else None
     content = Path(client.__file__).read_bytes()
-    beneath.write_bytes(rooms.user, CLIENT, content, 0o755, owner)
+    try:
+        beneath.write_bytes(rooms.user, CLIENT, content, 0o755, owner)
+    except (OSError, beneath.Refused) as error:
+        log.warning("%s cannot be put into %s: %s", CLIENT, rooms.user, error)
 
 
 @contextlib.asynccontextmanager

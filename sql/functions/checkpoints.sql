@@ -89,6 +89,9 @@ begin
             hint = 'Its kind is taskyard.checkpoint; export_checkpoint(task) makes one.';
     end if;
     v_version := _keep_checkpoint(p_task, 0, p_document -> 'state');
+    if v_task.status not in ('failed', 'cancelled') then
+        perform _deliver(v_task, _caller(), 'A checkpoint was imported for this task: load_checkpoint tells it.');
+    end if;
     perform _log(p_task, null, 'checkpoint_imported', jsonb_build_object('from', p_document -> 'task', 'version', v_version));
     return v_version;
 end
