@@ -111,7 +111,9 @@ def converted(name: str, schema: dict[str, Any], text: str) -> Any:
         if kind == "boolean":
             return {"true": True, "false": False}[text]
         if kind == "array" and not text.startswith("["):
-            return [converted(name, schema.get("items", {"type": "string"}), one) for one in text.split(",")]
+            items = schema.get("items", {"type": "string"})
+            # A text may well have commas in it: several are given one by one.
+            return [converted(name, items, one) for one in ([text] if items["type"] == "string" else text.split(","))]
         return json.loads(text)
     except (ValueError, KeyError):
         raise Wrong(f"--{name.replace('_', '-')}: {text!r} is no {kind or 'JSON'}") from None

@@ -7,6 +7,7 @@ needs 4 s and 350 MB for a list of two million empty objects (8 MB), in one piec
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Callable, Generator
 from typing import Any
@@ -23,6 +24,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from . import NAME, PATH
 from .tools import TOOLS, Channel
+
+logging.getLogger("mcp").setLevel(logging.WARNING)  # it tells of every request otherwise
 
 MOST = 32  # connections at a time
 LARGEST_REQUEST = 5 << 20  # bytes; a checkpoint may have 4 MB
