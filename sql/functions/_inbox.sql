@@ -74,9 +74,9 @@ create or replace function _submit_for(p_login text, p_task jsonb) returns bigin
 language plpgsql volatile
 as $$
 declare
+    v_told tasks := _told_task(p_task);
+    v_scope text := coalesce(v_told.scope, 'default');
     v_scopes text[];
-    v_scope text := coalesce(p_task ->> 'scope', 'default');
-    v_id bigint;
     v_hidden text;
 begin
     if not exists (select from pg_catalog.pg_roles where rolname = p_login) then
@@ -89,37 +89,39 @@ begin
             errcode = 'TY006',
             message = format('%s may not submit tasks.', p_login),
             hint = format('An administrator can allow it: grant taskyard_submitter to %I;', p_login);
+    elsif v_told.dedupe_key like 'child of %' then
+        raise exception using
+            errcode = 'TY001',
+            message = 'Keys that begin with "child of " are the yard''s own.',
+            hint = 'Choose another dedupe_key.';
     end if;
     v_scopes := _scopes_of(p_login);
-    if v_scopes is not null and jsonb_typeof(p_task) = 'object' then
-        if v_scope = 'default' and v_scope <> all(v_scopes) then
-            v_scope := coalesce((
-                select g.scope from scope_grants g join pg_catalog.pg_roles r on r.rolname = g.login
-                where pg_has_role(p_login::name, r.oid, 'usage')
-                order by g.login <> p_login, g.granted_at, g.scope
-                limit 1
-            ), v_scope);
-        end if;
-        if v_scope <> all(v_scopes) then
-            raise exception using
-                errcode = 'TY006',
-                message = format('%s does not work in scope %s.', p_login, left(v_scope, 100)),
-                hint = format('An administrator can allow it: select grant_scope(%L, %L);', p_login, left(v_scope, 100));
-        end if;
-        p_task := p_task || jsonb_build_object('scope', v_scope);
+    if v_scopes is null then
+        return _task_from_json(p_task, null, p_login);
     end if;
-    v_id := _task_from_json(p_task, null, p_login);
-    -- Told as _check_task tells what does not exist; read as it was read for the task.
-    select string_agg(t.id::text, ', ') into v_hidden
-    from jsonb_populate_record(null::tasks, jsonb_build_object('depends_on', p_task -> 'depends_on')) x
-    join tasks t on t.id = any(x.depends_on) and t.scope <> all(v_scopes);
+    if v_scope = 'default' and v_scope <> all(v_scopes) then
+        v_scope := coalesce((
+            select g.scope from scope_grants g join pg_catalog.pg_roles r on r.rolname = g.login
+            where pg_has_role(p_login::name, r.oid, 'usage')
+            order by g.login <> p_login, g.granted_at, g.scope
+            limit 1
+        ), v_scope);
+    end if;
+    if v_scope <> all(v_scopes) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('%s does not work in scope %s.', p_login, left(v_scope, 100)),
+            hint = format('An administrator can allow it: select grant_scope(%L, %L);', p_login, left(v_scope, 100));
+    end if;
+    -- Told as _check_task tells what does not exist.
+    select string_agg(t.id::text, ', ') into v_hidden from tasks t where t.id = any(v_told.depends_on) and t.scope <> all(v_scopes);
     if v_hidden is not null then
         raise exception using
             errcode = 'TY002',
             message = format('There is no task %s to depend on.', v_hidden),
             hint = 'Insert the dependencies first and use the ids that they got.';
     end if;
-    return v_id;
+    return _task_from_json(p_task || jsonb_build_object('scope', v_scope), null, p_login);
 end
 $$;
 comment on function _submit_for(text, jsonb) is 'Inserts a task in the name of a login, as far as that one reaches. Raises TY001, TY002, TY004, TY006.';

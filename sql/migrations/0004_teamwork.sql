@@ -227,3 +227,6 @@ insert into agents (name, description, route, command, system_prompt, timeout, o
     '{"type": "object", "additionalProperties": false, "required": ["summary"], "properties": {"summary": {"type": "string"}}}'
 )
 on conflict (name) do nothing;
+
+-- Runners that go on from before know no proofs, waits and handovers: they register anew, and are told why not.
+update runners set sandbox = null where gone_at is null;
