@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
-from ..channel import CALL_TIMEOUT, NAME
+from ..channel import CALL_TIMEOUT, CONNECT_TIMEOUT, NAME
 from ..sandbox.logins import LoginFile
 from ..verbs import Claim
 from . import confined, homes, programs
@@ -100,6 +100,7 @@ class Claude(Adapter):
             raise CannotRun(f"The prompt has {len(stdin)} bytes, and Claude Code takes {STDIN_LIMIT}.")
         env = {"CLAUDE_CONFIG_DIR": str(run.home), "CLAUDE_CODE_MAX_RETRIES": str(tool.retries)}
         env |= dict.fromkeys(QUIET, "1") | who.env
+        env["MCP_TIMEOUT"] = str(CONNECT_TIMEOUT * 1000)
         env["MCP_TOOL_TIMEOUT"] = str(CALL_TIMEOUT * 1000)  # milliseconds
         env["ENABLE_TOOL_SEARCH"] = "false"  # else the channel's tools are hidden until the model searches for them
         model = run.claim.model or tool.model

@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ..channel import CALL_TIMEOUT, NAME, TOKEN, Address
+from ..channel import CALL_TIMEOUT, CONNECT_TIMEOUT, NAME, TOKEN, Address
 from ..sandbox.logins import LoginFile
 from ..verbs import Claim
 from . import confined, homes, programs
@@ -164,6 +164,7 @@ def _channel(channel: Address | None) -> list[str]:
         "url": channel.url,
         "bearer_token_env_var": TOKEN,
         "default_tools_approval_mode": "approve",
+        "startup_timeout_sec": CONNECT_TIMEOUT,
         "tool_timeout_sec": CALL_TIMEOUT,
         "required": True,
     }

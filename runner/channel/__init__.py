@@ -17,4 +17,5 @@ class Address:
 NAME = "taskyard"  # of the MCP server in the tools' configurations
 PATH = "/mcp"
 URL, TOKEN = "TASKYARD_CHANNEL", "TASKYARD_TOKEN"  # the child's variables
+CONNECT_TIMEOUT = 60  # seconds
 CALL_TIMEOUT = 600  # seconds; the database may be away for a while

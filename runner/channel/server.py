@@ -28,6 +28,10 @@ class Server:
         self._channel = channel
         self.token = secrets.token_urlsafe(24)
 
+    async def prepare(self) -> None:
+        """Load what serving takes: some tools wait for no more than 5 seconds when they connect."""
+        await asyncio.to_thread(_transport)
+
     async def serve(self, listener: socket.socket) -> None:
         """Accept and answer until cancelled. Raises OSError if the listener fails."""
         await _asked(listener)
@@ -39,7 +43,7 @@ class Server:
 
 
 def _transport() -> "ModuleType":
-    # The SDK takes 1.4 s and 55 MB: not for a runner whose children never ask for anything.
+    # The SDK takes 1.4 s, 5 s on a busy host, and 45 MB: not for a runner whose children never ask for anything.
     return importlib.import_module("taskyard.runner.channel.transport")
 
 

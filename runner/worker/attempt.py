@@ -73,6 +73,7 @@ class Attempt:
         self._quota = quota
         self._channel = Channel(claim.attempt_id, link.call, self._read, self._pausing, self._checkpointed)
         self._server = Server(self._channel)
+        self._loading: asyncio.Task[None] | None = None
         self._network = confined.Network(self._server)
         self._pause: Pause | None = None
         self._patient_until = 0.0
@@ -194,6 +195,8 @@ class Attempt:
             else:
                 channel = await serving.enter_async_context(on_loopback(self._server))
             await asyncio.to_thread(confined.install_client, rooms, confinement.account)
+            if self._adapter.structured:
+                self._loading = asyncio.create_task(self._server.prepare())  # while the tool starts
             run = Run(claim, rooms.workspace, rooms.tool, os.environ, confined.GATEWAY if jailed else None, channel)
             return await self._run_tool(run, rooms)
 

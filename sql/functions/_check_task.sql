@@ -158,6 +158,14 @@ begin
     if not found then
         return; -- _check_references says so
     end if;
+    -- Before anything is told of that scope.
+    select e.* into v_parent from tasks t join effective_scopes e on e.name = t.scope where t.id = p_task.parent_id;
+    if v_parent.name <> all(v_scope.path) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('Scope %s does not lie below %s, the scope of the parent task.', v_scope.name, v_parent.name),
+            hint = 'A child may do no more than its parent: give it the same scope, or one below.';
+    end if;
     if p_task.agent <> all(v_scope.allowed_agents) then
         raise exception using
             errcode = 'TY006',
@@ -201,18 +209,11 @@ begin
         end if;
         return;
     end if;
-    select e.* into v_parent from tasks t join effective_scopes e on e.name = t.scope where t.id = p_task.parent_id;
     if p_new and 'create_child' <> all(v_parent.permissions) then
         raise exception using
             errcode = 'TY006',
             message = format('Tasks of scope %s may not have children.', v_parent.name),
             hint = 'Leave parent_id out, or use depends_on.';
-    end if;
-    if v_parent.name <> all(v_scope.path) then
-        raise exception using
-            errcode = 'TY006',
-            message = format('Scope %s does not lie below %s, the scope of the parent task.', v_scope.name, v_parent.name),
-            hint = 'A child may do no more than its parent: give it the same scope, or one below.';
     end if;
     if not p_new then
         return;
