@@ -408,3 +408,8 @@ def export_handoff(connection: Yard, handoff: int) -> dict[str, Any]:
 def import_handoff(connection: Yard, document: dict[str, Any], scope: str) -> int:
     """Create a task that goes on with an exported handoff; returns its id."""
     return _value(connection, "select taskyard.import_handoff(%s, %s)", Jsonb(document), scope)
+
+
+def say(connection: Yard, task_id: int, text: str) -> str:
+    """Write to a task's agent; returns when it gets that."""
+    return _value(connection, "select taskyard.say(%s, %s)", task_id, text)

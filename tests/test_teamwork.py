@@ -173,7 +173,7 @@ def test_a_shell_task_has_the_tools_as_a_program(agents: Agents) -> None:
     """
     agents.start("a", "--slots", "1")
     task = agents.submit(script, "shell")
-    result = ended(agents.sql, task, 60)["result"]
+    result = str(ended(agents.sql, task, 60)["result"])
     assert '"existed": true' in result and "from the child" in result
     assert value(agents.sql, "select count(*) from tasks") == 2
 

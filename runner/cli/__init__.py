@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import click
 
-from . import agent, completion, database, doctor, documents, fleet, inbox, runner, submit, tasks, watch
+from . import agent, completion, database, doctor, documents, fleet, inbox, runner, say, submit, tasks, watch
 from .failures import EPILOG, Commands
 from .options import State, dsn_option
 
@@ -37,6 +37,7 @@ for command in (
     inbox.approve,
     inbox.deny,
     inbox.answer,
+    say.say,
     documents.checkpoint,
     documents.handoff,
     agent.agent,
