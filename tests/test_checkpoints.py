@@ -235,7 +235,7 @@ def test_an_imported_one_is_told_to_an_agent_that_begins(db: Connection[DictRow]
     found = load(db, row["attempt_id"])
     assert found is not None
     assert found["status"] == STATE["status"]
-    assert (row["note"] is not None) and "tests pass, docs missing" in row["note"]
+    assert "A checkpoint was imported for this task: load_checkpoint" in row["note"]
 
 
 def test_who_imports_what_into_which_task(yard: Yard, db: Connection[DictRow]) -> None:

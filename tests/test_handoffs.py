@@ -306,7 +306,9 @@ def test_whoever_takes_over_is_no_child(db: Connection[DictRow]) -> None:
     new = claim_of(db, runner, value(db, "select to_task from handoffs"))["attempt_id"]
     spawn(db, new, "its own")
     error = refusal(
-        db, """insert into tasks (prompt, agent, parent_id, handoff_id) values ('x', 'shell', %s, 1)""", task
+        db,
+        """insert into tasks (prompt, agent, scope, parent_id, handoff_id) values ('x', 'shell', 'home', %s, 1)""",
+        task,
     )
     assert unclear(error, "TY004") == ""
 
@@ -348,6 +350,31 @@ def test_a_successor_that_cannot_be_made_holds_nobody_up(
         return  # its task waits for one, as any other would
     assert status(db, task) in ("queued", "scheduled", "failed")
     assert explained(db, task)
+
+
+@pytest.mark.parametrize("open_still", ["a question", "a wait"])
+@pytest.mark.parametrize("how", ["handed_off", "crashed", "release_task"])
+def test_a_successor_that_cannot_be_made_leaves_what_else_was_waited_for(
+    db: Connection[DictRow], how: str, open_still: str
+) -> None:
+    db.execute("insert into scopes (name, parent) values ('home', 'default')")
+    task, attempt = begin(db, host(db), scope="home")
+    child = spawn(db, attempt)
+    if open_still == "a question":
+        question = value(db, "select ask_human(%s, 'Which one?')", attempt)
+        settle = f"select answer({question}, 'that')"
+    else:
+        wait_for(db, attempt, child)
+        settle = f"select cancel_task({child})"
+    hand_over(db, attempt)
+    db.execute("update scopes set allowed_agents = '{shell}' where name = 'home'")
+    if how == "release_task":
+        db.execute("select release_task(%s)", [attempt])
+    else:
+        end(db, attempt, how)
+    assert (status(db, task), misfiled(db)) == ("waiting", [])
+    db.execute(settle.encode())
+    assert (status(db, task), misfiled(db)) == ("queued", [])
 
 
 # --- Chains.

@@ -356,7 +356,7 @@ class YardMachine(RuleBasedStateMachine):
             rows(self.db, "select * from tasks order by id"),
             rows(self.db, "select * from attempts order by id"),
             rows(self.db, "select * from transcript order by attempt_id, seq"),
-            rows(self.db, "select * from waits order by task_id"),
+            rows(self.db, "select w::text from waits w order by task_id"),
             rows(self.db, "select * from handoffs order by id"),
             rows(self.db, "select * from checkpoints order by task_id, attempt_id, version"),
         ]

@@ -14,7 +14,7 @@ from psycopg.rows import DictRow
 from .conftest import Yard, column, rows, value
 from .family import begin, claim_of, host, spawn
 from .fleet import until
-from .yardwork import claim, end, in_background, misfiled, status, waits_for_a_lock
+from .yardwork import claim, end, in_background, misfiled, refusal, status, waits_for_a_lock
 
 ENDINGS = {
     "completes": "select complete_task({attempt})",
@@ -128,6 +128,38 @@ def test_a_child_of_very_many_that_ends_while_its_parent_begins_to_wait_wakes_it
     assert status(db, task) == "waiting"
     end(db, late["attempt_id"])
     assert (status(db, task), misfiled(db)) == ("queued", [])
+
+
+@pytest.mark.parametrize("stop", ["complete_task({}, 'waiting')", "complete_task({}, 'crashed')", "release_task({})"])
+def test_a_parent_that_stops_and_a_child_that_ends_do_not_wait_for_each_other(yard: Yard, stop: str) -> None:
+    """The child's end is held up between its own lock and its parent's row, by somebody else's row."""
+    db, one, two, three = (yard.connect() for _ in range(4))
+    known = family(db, 0)
+    # Locked before the parent's row: dependents are locked in the order of their ids.
+    before = value(
+        db,
+        "insert into tasks (id, prompt, agent, run_at) overriding system value values (-1, 'x', 'shell', '2999-01-01') returning id",
+    )
+    db.execute("update tasks set depends_on = array[%s::bigint] where id = %s", [known["child"], before])
+    db.execute("select wait_for(%s, array[%s::bigint])", [known["parent"], known["child"]])
+    one.execute("begin")
+    one.execute("set role taskyard_owner")
+    one.execute("select 1 from tasks where id = %s for no key update", [before])
+    refused: list[str | None] = []
+
+    def call(connection: Connection[DictRow], statement: str) -> None:
+        error = refusal(connection, f"select {statement}")
+        refused.append(error.sqlstate if error else None)
+
+    ending = in_background(lambda: call(two, f"complete_task({known['attempt']})"))
+    until(lambda: waits_for_a_lock(db, two))
+    stopping = in_background(lambda: call(three, stop.format(known["parent"])))
+    until(lambda: waits_for_a_lock(db, three) or bool(refused))
+    one.execute("commit")
+    ending.join(20)
+    stopping.join(20)
+    assert refused == [None, None]
+    assert (status(db, known["task"]), misfiled(db)) == ("queued", [])
 
 
 def test_the_last_two_of_a_family_that_end_at_once_wake_the_parent(yard: Yard) -> None:

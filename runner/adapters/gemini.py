@@ -208,7 +208,8 @@ def configuration(claim: Claim, tool: ToolSettings, found: Login, channel: Addre
     excluded = [name for permission, names in refused.items() if permission not in claim.permissions for name in names]
     tools: dict[str, Any] = {"exclude": excluded}
     if claim.tools is not None:
-        tools["core"] = claim.tools
+        # The list is of all tools, those of servers included.
+        tools["core"] = [*claim.tools, *(() if channel is None else (f"mcp_{NAME}_*",))]
     return {
         "security": {"auth": {"selectedType": found.kind}},
         "privacy": {"usageStatisticsEnabled": False},

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import time
@@ -10,7 +9,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import psycopg
 
@@ -19,15 +18,14 @@ from ..adapters import Adapter, CannotRun, Exit, Launch, Reading, Run, Said, Ses
 from ..adapters.registry import adapters, probe
 from ..channel import Address
 from ..channel.server import Server, on_loopback
-from ..channel.tools import Channel, Pause, Refused
-from ..sandbox import beneath
-from ..sandbox.artifacts import collect
+from ..channel.tools import Channel, Pause
 from ..sandbox.errors import SandboxError
 from ..sandbox.levels import Confinement
 from ..verbs import Claim, Ending, Event
-from ..workspaces import Cleaning, GitWork, over_quota, verify
-from . import confined, snapshot
+from ..workspaces import Cleaning, over_quota, verify
+from . import confined
 from .hearing import Hearing
+from .keeping import Keeping
 from .link import Link
 from .places import Places, Rooms
 from .process import STDOUT_TAIL, STRUCTURED_TAIL, Child, Reaper
@@ -45,7 +43,6 @@ AFTER = {"wait": "waiting", "handoff": "handed_off"}
 LOOK = 0.5  # seconds between two looks at the time-outs
 SETTLE = 60.0  # seconds between two looks at what the tool left outside of its own folders
 GRACE = 15.0  # seconds that an agent gets to end its turn once it waits, or has handed over
-LARGEST = 4 << 20  # bytes of an artifact that an agent adds by name
 OF_THE_PROVIDER = ("rate_limited", "quota_exhausted", "overloaded", "unauthenticated", "network")
 RETRY = timedelta(seconds=15)  # until a task is claimed again whose sandbox could not be set up here
 
@@ -71,21 +68,21 @@ class Attempt:
         self._confinement = confinement
         self._cleaning = cleaning
         self._quota = quota
-        self._channel = Channel(claim.attempt_id, link.call, self._read, self._pausing, self._checkpointed)
+        self._transcript = Transcript(self._send)
+        self._keeping = Keeping(claim, link.call, places, confinement, self._note)
+        keeping = self._keeping
+        self._channel = Channel(claim.attempt_id, link.call, keeping.file, self._pausing, keeping.checkpoint)
         self._server = Server(self._channel)
         self._loading: asyncio.Task[None] | None = None
         self._network = confined.Network(self._server)
         self._pause: Pause | None = None
         self._patient_until = 0.0
         self._patience: asyncio.TimerHandle | None = None
-        self._rooms: Rooms | None = None
-        self._work_in: GitWork | None = None
         self._adapter: Adapter = adapters()[claim.adapter]
         self._child: Child | None = None
         self._reason: Reason | None = None
         self._why = "the runner was stopped"
         self._late: tuple[Late | Literal["failed"], str] | None = None
-        self._transcript = Transcript(self._send)
         self._reports = Reports(claim.attempt_id, link.call)
 
     @property
@@ -145,20 +142,9 @@ class Attempt:
         try:
             async with (
                 self._places.rooms(claim, self._given(), lasting=self._adapter.structured) as rooms,
-                self._in_repository(rooms) as rooms,
+                self._keeping.rooms(rooms) as rooms,
             ):
-                self._rooms = rooms
-                ending = await self._run(rooms)
-                commit = await self._deliver(ending)
-                if ending.outcome == "completed" and claim.verify is not None and self._reason is None:
-                    ending = await self._prove(rooms, ending, commit)
-                await self._collect(rooms)
-                if self._adapter.structured and ending.outcome != "completed" and self._work_in is None:
-                    await self._keep(rooms, ending)
-                if ending.outcome == "completed" and self._work_in is not None:
-                    await self._note(await self._work_in.push())
-                if ending.outcome == "handed_off":
-                    await asyncio.to_thread(self._places.keep_files, claim, rooms)
+                return await self._kept(rooms, await self._run(rooms))
         except CannotRun as error:
             return await self._cannot_run(str(error))
         except SandboxError as error:
@@ -166,6 +152,25 @@ class Attempt:
             return Ending("network", error=str(error))
         except OSError as error:
             return Ending("failed", error=f"The command could not be started: {error.strerror or error}.")
+
+    async def _kept(self, rooms: Rooms, ending: Ending) -> Ending:
+        """The ending, once all that is to be kept is, and is proved where it has to be."""
+        claim, keeping = self.claim, self._keeping
+        if self._reason == "lost":
+            return ending
+        commit = await keeping.deliver(ending.outcome)
+        if ending.outcome == "completed" and claim.verify is not None and self._reason is None:
+            ending = await self._prove(rooms, ending, commit)
+        if self._reason == "lost":
+            return ending
+        await keeping.collect()
+        await self._note_network()
+        if self._adapter.structured and ending.outcome != "completed":
+            await keeping.unfinished(ending)
+        if ending.outcome == "completed":
+            await keeping.push()
+        if ending.outcome == "handed_off":
+            await asyncio.to_thread(self._places.keep_files, claim, rooms)
         return ending
 
     async def _cannot_run(self, why: str) -> Ending:
@@ -243,7 +248,7 @@ class Attempt:
         tail = STDOUT_TAIL if hearing is None else STRUCTURED_TAIL
         running = asyncio.create_task(child.run(launch.stdin, sink, tail))
         settled = watch.started
-        filling = asyncio.create_task(over_quota(self._folders(run), self._quota))
+        filling = asyncio.create_task(over_quota(self._keeping.folders(run.home), self._quota))
         try:
             while not running.done():
                 # The wall clock may end within the next look.
@@ -256,7 +261,7 @@ class Attempt:
                     self._late = ("failed", filling.result())
                     child.stop()
                 for refusal in self._network.refusals():
-                    await self._transcript.say("note", refusal, None)
+                    await self._note(refusal)
                 if time.monotonic() - settled > SETTLE:
                     settled = time.monotonic()
                     await asyncio.to_thread(adapter.settle, run)
@@ -286,35 +291,6 @@ class Attempt:
             ending, usage=ending.usage or self._reports.usage, session_id=ending.session_id or self._reports.session
         )
 
-    @contextlib.asynccontextmanager
-    async def _in_repository(self, rooms: Rooms) -> AsyncGenerator[Rooms]:
-        """The same folders, with a clone of the task's repository as the working directory, if it names one."""
-        if self.claim.repository is None:
-            yield rooms
-            return
-        self._work_in = work = GitWork(self.claim, self._places, self._confinement)
-        try:
-            workspace = await work.prepare(self.claim.branch)
-            yield replace(rooms, workspace=workspace, given=True, mounts=work.mounts, protected=work.protected)
-        finally:
-            work.close()
-
-    async def _deliver(self, ending: Ending) -> str | None:
-        """Bring what was done into the task's repository; returns the commit. Nothing of it is at work any more."""
-        work, claim = self._work_in, self.claim
-        if work is None or self._reason == "lost":
-            return None
-        await work.commit(f"Task {claim.task_id}, attempt {claim.number}: {ending.outcome}", end=True)
-        delivered = await work.deliver()
-        if delivered.branch is not None and delivered.commit is not None:
-            await self._link.call(agent_verbs.report_work, claim.attempt_id, delivered.branch, delivered.commit)
-        for proof in delivered.proofs:
-            sha256 = hashlib.sha256(proof.content).hexdigest()
-            size, content, kind = len(proof.content), proof.content, proof.kind
-            await self._link.call(verbs.add_artifact, claim.attempt_id, proof.path, size, sha256, content, kind)
-        await self._note(delivered.note)
-        return delivered.commit
-
     async def _prove(self, rooms: Rooms, ending: Ending, commit: str | None) -> Ending:
         """Run the command that proves the work; what it says decides."""
         claim = self.claim
@@ -342,8 +318,8 @@ class Attempt:
             proof.duration,
             commit,
         )
-        if self._work_in is not None:
-            await self._work_in.disregard()
+        if self._keeping.work is not None:
+            await self._keeping.work.disregard()
         if proof.passed:
             return ending
         code = "was stopped" if proof.exit_code is None else f"ended with {proof.exit_code}"
@@ -356,15 +332,8 @@ class Attempt:
             session_id=ending.session_id,
         )
 
-    async def _note(self, text: str | None) -> None:
-        if text is not None:
-            await self._transcript.say("note", text, None)
-
-    def _folders(self, run: Run) -> list[Path]:
-        """What the task fills on this host's disk: all but a directory that it was given."""
-        assert self._rooms is not None
-        own = [run.home, self._rooms.user, self._rooms.artifacts]
-        return own if self._rooms.given and self._work_in is None else [*own, run.workspace]
+    async def _note(self, text: str, data: dict[str, Any] | None = None) -> None:
+        await self._transcript.say("note", text, data)
 
     def _pausing(self, kind: Pause | None) -> None:
         """The channel told the agent to end its turn: it gets some time for that. None: that it need not any more."""
@@ -384,50 +353,12 @@ class Attempt:
         if self._reason is None:
             self.stop(kind)
 
-    async def _checkpointed(self, status: str) -> None:
-        if self._work_in is not None:
-            await self._work_in.commit(f"Task {self.claim.task_id}, attempt {self.claim.number}: {status}")
-
-    async def _read(self, path: str) -> tuple[int, str, bytes | None]:
-        """A file that the agent names, by its path in the working directory."""
-        assert self._rooms is not None
-        try:
-            content = await asyncio.to_thread(beneath.read_bytes, self._rooms.workspace, path, LARGEST)
-        except FileNotFoundError:
-            raise Refused(f"There is no file {path} in the working directory.") from None
-        except (beneath.Refused, OSError) as refused:
-            raise Refused(f"{path} cannot be kept: {refused}. Larger files go into $TASKYARD_ARTIFACTS.") from refused
-        return len(content), hashlib.sha256(content).hexdigest(), content
-
-    async def _collect(self, rooms: Rooms) -> None:
-        """What the child left to be kept, and what it did in the network: nothing of it is at work any more."""
-        if self._reason == "lost":
-            return
-        jailed = self._confinement.level == "strict" and "write" in self.claim.permissions
-        if rooms.given and jailed and confined.put_aside(rooms.workspace):
-            await self._transcript.say("note", ".git/commondir was put aside: git would have obeyed it.", None)
-        found = await asyncio.to_thread(collect, rooms.artifacts)
-        for a in found.artifacts:
-            await self._link.call(verbs.add_artifact, self.claim.attempt_id, a.path, a.size, a.sha256, a.content)
-        for path, why in found.refused[:20]:
-            await self._transcript.say("note", f"The artifact {path} was not kept: {why}", None)
-        if not found.complete:
-            await self._transcript.say("note", "There were more artifacts than are kept of one attempt.", None)
+    async def _note_network(self) -> None:
+        """What the child did in the network."""
         for refusal in self._network.refusals():
-            await self._transcript.say("note", refusal, None)
+            await self._note(refusal)
         if (summary := self._network.summary()) is not None:
-            await self._transcript.say("note", *summary)
-
-    async def _keep(self, rooms: Rooms, ending: Ending) -> None:
-        """Whoever takes over finds the work so far as a commit, where the workspace is a git repository."""
-        claim = self.claim
-        if self._reason == "lost":
-            return
-        message = f"Task {claim.task_id}, attempt {claim.number}: work so far\n\n{ending.error or ending.outcome}"
-        kept = await snapshot.take(rooms, claim.task_id, claim.number, message, self._confinement)
-        if kept is not None:
-            note = f"The work so far is commit {kept.commit[:12]} ({kept.ref}), {kept.files} files."
-            await self._transcript.say("note", note, {"commit": kept.commit, "ref": kept.ref, "files": kept.files})
+            await self._note(*summary)
 
     async def _report(self, ending: Ending) -> None:
         claim = self.claim

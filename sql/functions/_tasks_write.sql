@@ -23,11 +23,14 @@ as $$
 declare
     v_edited boolean := tg_op = 'INSERT';
     v_caller text := coalesce(nullif(current_setting('role'), 'none'), session_user);
-    v_bound boolean := false;
+    v_for text := nullif(current_setting('taskyard.on_behalf_of', true), '');
 begin
-    -- Verbs look at what concerns others themselves; here come those who write the table.
-    if not pg_has_role(v_caller, 'taskyard_admin', 'usage') and pg_has_role(v_caller, 'taskyard_submitter', 'usage') then
-        v_bound := true;
+    -- A verb that writes for somebody else has looked at what concerns others itself. Anybody can say whom he writes for; only a verb
+    -- can also write it into the column.
+    if tg_op <> 'INSERT' or new.created_by is distinct from v_for then
+        v_for := null;
+    end if;
+    if v_for is null and not pg_has_role(v_caller, 'taskyard_admin', 'usage') and pg_has_role(v_caller, 'taskyard_submitter', 'usage') then
         if tg_op = 'INSERT' and new.scope = 'default' and not _in_reach('default') then
             new.scope := coalesce(_home_scope(), 'default');
         end if;
@@ -42,10 +45,9 @@ begin
                 message = format('A new task cannot be %s.', new.status),
                 hint = 'Leave the status out: the yard works it out from run_at and depends_on.';
         end if;
-        -- A verb that writes for somebody else says so for that moment.
-        new.created_by := coalesce(case when not v_bound then nullif(current_setting('taskyard.on_behalf_of', true), '') end, v_caller);
+        new.created_by := coalesce(v_for, v_caller);
         new.created_at := _now();
-        if new.dedupe_key like 'child of %' and coalesce(current_setting('taskyard.on_behalf_of', true), '') = '' then
+        if new.dedupe_key like 'child of %' and v_for is null then
             raise exception using
                 errcode = 'TY001',
                 message = 'Keys that begin with "child of " are the yard''s own.',
@@ -173,7 +175,7 @@ begin
     insert into scheduled_tasks (run_at, task_id) select run_at, id from inserted where status = 'scheduled';
     insert into task_dependencies (depends_on, task_id)
     select d.id, i.id from inserted i cross join lateral unnest(_unfinished(i)) d (id) where i.status = 'blocked';
-    select array_agg(id) into v_ids from (select id from inserted limit 300) i;
+    select array_agg(id) into v_ids from inserted;
     if v_ids is not null then
         perform _announce('insert', v_ids, (select status::text from inserted limit 1));
     end if;

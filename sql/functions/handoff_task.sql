@@ -221,21 +221,21 @@ begin
     perform set_config('taskyard.on_behalf_of', format('task %s', p_task.id), true);
     -- Where the leaving agent wrote no summary the orchestrator model is asked to, if one is up; else a rule does it at the claim.
     if p_handoff.context_summary is null and _orchestrator_offered(p_task.scope) then
-        insert into tasks (prompt, agent, scope, priority, max_attempts, on_limit)
+        insert into tasks (prompt, agent, scope, priority, max_attempts, on_limit, created_by)
         values (
             format(E'The task:\n%s\n\n%s', left(_first_prompt(p_task.id), 4000), _work_so_far(p_attempt)), 'summary', p_task.scope,
-            least(greatest(p_task.priority, p_task.lent_priority) + 1, 1000), 1, 'wait'
+            least(greatest(p_task.priority, p_task.lent_priority) + 1, 1000), 1, 'wait', format('task %s', p_task.id)
         )
         returning id into v_summary;
     end if;
     insert into tasks (
         prompt, agent, scope, priority, payload, workspace, repository, base, push_to, verify, requires, max_attempts, timeout,
-        output_schema, parent_id, handoff_id, stays_on, depends_on, on_dependency_failure
+        output_schema, parent_id, handoff_id, stays_on, depends_on, on_dependency_failure, created_by
     )
     values (
         _first_prompt(p_task.id), p_handoff.target, p_task.scope, greatest(p_task.priority, p_task.lent_priority), p_task.payload,
         p_task.workspace, p_task.repository, p_task.base, p_task.push_to, coalesce(p_task.verify, p_attempt.verify), p_task.requires, p_task.max_attempts, p_task.timeout,
-        p_task.output_schema, p_task.id, p_handoff.id, nullif(v_host, ''), array_remove(array[v_summary], null), 'run'
+        p_task.output_schema, p_task.id, p_handoff.id, nullif(v_host, ''), array_remove(array[v_summary], null), 'run', format('task %s', p_task.id)
     )
     returning id into v_new;
     perform set_config('taskyard.on_behalf_of', '', true);

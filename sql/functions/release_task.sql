@@ -43,6 +43,9 @@ begin
         run_at = case when p_delay > interval '0' then _now() + p_delay else run_at end
     where id = v_task.id
     returning status into v_status;
+    if v_status = 'waiting' then
+        perform _announce('update', array[v_task.id], 'waiting'); -- as _leave put it: no change to the trigger
+    end if;
     return v_status;
 end
 $$;

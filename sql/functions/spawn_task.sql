@@ -194,7 +194,7 @@ begin
     perform set_config('taskyard.on_behalf_of', coalesce(p_created_by, ''), true);
     insert into tasks (
         prompt, agent, scope, priority, run_at, depends_on, on_dependency_failure, payload, workspace, repository, base, push_to, verify,
-        requires, provider, model, on_limit, dedupe_key, max_attempts, timeout, output_schema, parent_id
+        requires, provider, model, on_limit, dedupe_key, max_attempts, timeout, output_schema, parent_id, created_by
     )
     values (
         v_task.prompt, coalesce(v_task.agent, 'default'), coalesce(v_task.scope, p_parent.scope, 'default'),
@@ -202,7 +202,7 @@ begin
         coalesce(v_task.on_dependency_failure, 'fail'), nullif(p_task -> 'payload', 'null'), v_task.workspace, v_task.repository,
         v_task.base, v_task.push_to, v_task.verify, coalesce(v_task.requires, '{}'), v_task.provider, v_task.model,
         coalesce(v_task.on_limit, 'switch'), v_task.dedupe_key, v_task.max_attempts, v_task.timeout,
-        nullif(p_task -> 'output_schema', 'null'), p_parent.id
+        nullif(p_task -> 'output_schema', 'null'), p_parent.id, coalesce(p_created_by, '')
     )
     on conflict (dedupe_key) where dedupe_key is not null do nothing
     returning id into v_id;
