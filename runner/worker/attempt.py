@@ -90,6 +90,10 @@ class Attempt:
         """When it last showed output."""
         return self._transcript.progress_at
 
+    @property
+    def _lost(self) -> bool:
+        return self._reason == "lost"
+
     def stop(self, reason: Reason, why: str | None = None) -> None:
         """End the work, at once where the attempt is lost, politely otherwise.
 
@@ -156,12 +160,12 @@ class Attempt:
     async def _kept(self, rooms: Rooms, ending: Ending) -> Ending:
         """The ending, once all that is to be kept is, and is proved where it has to be."""
         claim, keeping = self.claim, self._keeping
-        if self._reason == "lost":
+        if self._lost:
             return ending
         commit = await keeping.deliver(ending.outcome)
         if ending.outcome == "completed" and claim.verify is not None and self._reason is None:
             ending = await self._prove(rooms, ending, commit)
-        if self._reason == "lost":
+        if self._lost:
             return ending
         await keeping.collect()
         await self._note_network()

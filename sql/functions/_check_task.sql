@@ -118,7 +118,7 @@ begin
                 message = format('depends_on names %s tasks; the most is 1,000.', cardinality(p_task.depends_on)),
                 hint = 'Join them in steps: tasks that depend on up to 1,000 each.';
         end if;
-        if case when array_ndims(p_task.depends_on) > 1 then true else array_position(p_task.depends_on, null) is not null end then
+        if (case when array_ndims(p_task.depends_on) > 1 then true else array_position(p_task.depends_on, null) is not null end) then
             raise exception using
                 errcode = 'TY001',
                 message = 'depends_on is not a list of ids.',
