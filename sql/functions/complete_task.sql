@@ -201,7 +201,7 @@ begin
     if v_handoff.id is not null and v_status = 'waiting' then
         v_refused := _hand_over(p_attempt, v_task, v_handoff);
         if v_refused is not null then
-            v_status := 'queued';
+            v_status := case when _waits(v_task.id) then 'waiting'::task_status else 'queued' end;
             v_error := v_refused;
         end if;
     end if;

@@ -241,9 +241,9 @@ begin
     perform set_config('taskyard.on_behalf_of', '', true);
     update handoffs set to_task = v_new, summary_task = v_summary where id = p_handoff.id;
     insert into waits as w (task_id, attempt_id, tasks, for_mail, until, asked_at, over_at)
-    values (p_task.id, p_attempt.id, array[v_new], false, 'infinity', _now(), null)
+    values (p_task.id, p_attempt.id, array[v_new], false, _now() + interval '100 years', _now(), null)
     on conflict (task_id) do update
-    set attempt_id = excluded.attempt_id, tasks = excluded.tasks, for_mail = false, until = 'infinity', asked_at = excluded.asked_at, over_at = null;
+    set attempt_id = excluded.attempt_id, tasks = excluded.tasks, for_mail = false, until = _now() + interval '100 years', asked_at = excluded.asked_at, over_at = null;
     delete from task_dependencies where task_id = p_task.id;
     insert into task_dependencies (depends_on, task_id) values (v_new, p_task.id);
     perform _log(p_task.id, p_attempt.id, 'handed_over', jsonb_build_object('handoff', p_handoff.id, 'task', v_new, 'target', p_handoff.target));

@@ -191,8 +191,10 @@ begin
             select d.depends_on from task_dependencies d join tasks t on t.id = d.depends_on
             where d.task_id = p_task and t.status not in ('completed', 'failed', 'cancelled')
         loop
-            perform pg_advisory_lock_shared(742101, hashint8(v_awaited));
-            perform pg_advisory_unlock_shared(742101, hashint8(v_awaited));
+            -- Tried only: who ends it may want this task's row, which is held here; then the sweep of the next minute looks again.
+            if pg_try_advisory_lock_shared(742101, hashint8(v_awaited)) then
+                perform pg_advisory_unlock_shared(742101, hashint8(v_awaited));
+            end if;
         end loop;
         delete from task_dependencies d using tasks t
         where d.task_id = p_task and t.id = d.depends_on and t.status in ('completed', 'failed', 'cancelled');
