@@ -9,7 +9,8 @@ from psycopg import Connection
 from psycopg.rows import DictRow
 
 from .conftest import Yard, column, rows, value
-from .family import begin, host, spawn
+from .family import begin, hand_over, host, spawn, wait_for
+from .test_plans import Explained, check, filled
 from .yardwork import claim, end, misfiled, status
 
 SIZES = [1000, pytest.param(10_000, marks=pytest.mark.slow)]
@@ -97,3 +98,34 @@ def test_a_family_is_cancelled_in_a_time_that_grows_with_it_and_no_faster(yard: 
         db.execute("delete from tasks")
     small, large = took
     assert large <= 20 * small + 0.1, took
+
+
+def test_what_agents_ask_for_reads_no_backlog(yard: Yard) -> None:
+    superuser = filled(yard, "before")
+    db = yard.connect()
+    db.execute("update scopes set max_children = 1000, max_depth = 5")
+    runner = host(db, slots=100)
+    (row, *others) = claim(db, runner, 20)
+    task, attempt = row["task_id"], row["attempt_id"]
+    children = [spawn(db, attempt, f"part {n}") for n in range(5)]
+    plans = Explained(superuser)
+    check(plans.nodes("""select spawn_task(%s, '{"prompt": "new", "agent": "shell"}')""", attempt), most=30)
+    check(plans.nodes("""select spawn_task(%s, '{"prompt": "new", "agent": "shell"}')""", attempt), most=30)
+    check(plans.nodes("""select save_checkpoint(%s, '{"status": "x", "progress": 0}')""", attempt), most=30)
+    for _ in range(2):
+        check(plans.nodes("select wait_for(%s, %s)", attempt, children), most=60)
+    check(plans.nodes("select complete_task(%s, 'waiting')", attempt), most=60)
+    db.execute("update tasks set priority = 900 where id = any(%s)", [children])
+    for row in claim(db, runner, 4):
+        end(db, row["attempt_id"])
+    (last,) = claim(db, runner)
+    check(plans.nodes("select complete_task(%s)", last["attempt_id"]), most=60)
+    assert status(db, task) == "queued"
+    wait_for(db, others[0]["attempt_id"], children[0], mail=True)
+    hand_over(db, others[1]["attempt_id"])
+    check(plans.nodes("select complete_task(%s, 'handed_off')", others[1]["attempt_id"]), most=60)
+    (new,) = claim(db, host(db, "claude-host", at="mill", claude=""))
+    check(plans.nodes("select complete_task(%s)", new["attempt_id"]), most=60)
+    check(plans.nodes("select * from heartbeat(%s, %s)", runner, [other["attempt_id"] for other in others]), most=300)
+    check(plans.nodes("select tick()"), most=300)
+    check(plans.nodes("select cancel_task(%s)", others[2]["task_id"]), most=30)

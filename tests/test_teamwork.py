@@ -198,8 +198,9 @@ def test_an_agent_is_told_when_its_attempt_is_over(agents: Agents) -> None:
 
     def model(_: datetime, request: Request) -> Step:
         if not request.results:
-            sql.execute("select complete_task(attempt_id, 'crashed') from tasks where status = 'running'")
-            sql.execute("update tasks set status = 'cancelled'")
+            with sql.transaction():  # else its runner has claimed the task again before it is cancelled
+                sql.execute("select complete_task(attempt_id, 'crashed') from tasks where status = 'running'")
+                sql.execute("update tasks set status = 'cancelled'")
             return ask(request, "report_progress", progress=1)
         return text("so be it")
 
