@@ -48,9 +48,6 @@ class Submission:
     on_limit: str | None = None
     verify: str | None = None
     output_schema: Jsonb | None = None
-    repository: str | None = None
-    base: str | None = None
-    push_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,15 +306,11 @@ def explain_task(connection: Yard, task_id: int) -> list[str]:
     return [row["line"] for row in rows]
 
 
-def cancel_task(connection: Yard, task_id: int, why: str | None, children: bool) -> str:
-    """Cancel a task, with its children or without; returns cancelled, or stopping where its runner has to be told."""
-    return _value(
-        connection,
-        "select taskyard.cancel_task(%s, coalesce(%s, 'cancelled'), %s)",
-        task_id,
-        why,
-        children,
-    )
+def cancel_task(connection: Yard, task_id: int, why: str | None) -> str:
+    """Cancel a task; returns cancelled, or stopping where its runner has to be told."""
+    if why is None:
+        return _value(connection, "select taskyard.cancel_task(%s)", task_id)
+    return _value(connection, "select taskyard.cancel_task(%s, %s)", task_id, why)
 
 
 def retry_task(connection: Yard, task_id: int) -> str:
@@ -388,28 +381,3 @@ def deny(connection: Yard, approval: int, why: str | None) -> str:
 def answer(connection: Yard, approval: int, text: str) -> str:
     """Answer a question."""
     return _value(connection, "select taskyard.answer(%s, %s)", approval, text)
-
-
-def export_checkpoint(connection: Yard, task_id: int) -> dict[str, Any]:
-    """A task's last checkpoint as a document."""
-    return _value(connection, "select taskyard.export_checkpoint(%s)", task_id)
-
-
-def import_checkpoint(connection: Yard, task_id: int, document: dict[str, Any]) -> int:
-    """Give a task the state of an exported checkpoint; returns its version."""
-    return _value(connection, "select taskyard.import_checkpoint(%s, %s)", task_id, Jsonb(document))
-
-
-def export_handoff(connection: Yard, handoff: int) -> dict[str, Any]:
-    """A handoff as a document."""
-    return _value(connection, "select taskyard.export_handoff(%s)", handoff)
-
-
-def import_handoff(connection: Yard, document: dict[str, Any], scope: str) -> int:
-    """Create a task that goes on with an exported handoff; returns its id."""
-    return _value(connection, "select taskyard.import_handoff(%s, %s)", Jsonb(document), scope)
-
-
-def say(connection: Yard, task_id: int, text: str) -> str:
-    """Write to a task's agent; returns when it gets that."""
-    return _value(connection, "select taskyard.say(%s, %s)", task_id, text)

@@ -41,7 +41,6 @@ ANY_VERSION = {
         *("plans", "scope_trees", "state_machine", "limits_at_random", "budget_races", "approval_races"),
         *("limits", "canaries", "caps", "fallback", "pick_up", "routing", "usage", "screens"),
         *("approvals", "budgets", "scope_rules", "artifact_rows", "reach_of_functions"),
-        *("children", "children_scale", "waits", "handoffs", "checkpoints", "proofs", "host_affinity"),
     )
 }
 

@@ -61,9 +61,7 @@ def test_who_could_submit_before_the_upgrade_still_works_in_all_scopes(yard: Yar
     with another(yard.cluster) as old:
         db = old.connect()
         install(db, folder=old_sql[1])
-        # Schema 3 brought the grants.
-        scopes = ["default"] if old_sql[0] >= 3 else []
-        with Connection[DictRow].connect(old.login("ann", "submitter", *scopes), autocommit=True) as ann:
+        with Connection[DictRow].connect(old.login("ann", "submitter"), autocommit=True) as ann:
             ann.execute("insert into taskyard.tasks (prompt) values ('before')")
             with Connection[DictRow].connect(old.login("vic", "viewer"), autocommit=True) as vic:
                 install(db)
@@ -76,8 +74,7 @@ def test_who_could_submit_before_the_upgrade_still_works_in_all_scopes(yard: Yar
             "select login || ' ' || scope || ' ' || granted_by from taskyard.scope_grants where login ~ %s",
             f"_{old.name}$",
         )
-        by = "postgres" if scopes else "upgrade"
-        assert granted == [f"ann_{old.name} default {by}"]
+        assert granted == [f"ann_{old.name} default upgrade"]
 
 
 def test_what_runs_during_the_upgrade_ends_well_and_its_old_runner_gets_nothing_more(

@@ -22,7 +22,6 @@ class Neighbours:
     tasks: dict[str, int]
     attempts: dict[str, int]
     approvals: dict[str, int]
-    handoff: int
     marks: re.Pattern[str]
 
     def login(self, name: str, role: str, *scopes: str) -> Connection[DictRow]:
@@ -105,23 +104,6 @@ def neighbours(yard: Yard) -> Neighbours:
     assert claim(admin, runner, 1)[0]["scope"] == "home"  # and the one that has no directory stepped aside
     tasks["cancelled"] = zebra("cancelled")
     admin.execute("select cancel_task(%s, 'zebra why')", [tasks["cancelled"]])
-    tasks["waiting"], attempts["waiting"] = running("waiting", priority=100)
-    tasks["child"] = value(
-        admin, "select (spawn_task(%s, %s) ->> 'task')::bigint", attempts["waiting"], Jsonb({"prompt": "zebra child", "run_at": "2999-01-01"})
-    )  # fmt: skip
-    admin.execute("select wait_for(%s, array[%s::bigint])", [attempts["waiting"], tasks["child"]])
-    end(admin, attempts["waiting"], "waiting")
-    tasks["handed"], attempts["handed"] = running("handed", priority=100, verify="zebra verify")
-    admin.execute(
-        "select save_checkpoint(%s, %s)", [attempts["handed"], Jsonb({"status": "zebra state", "progress": 0.5})]
-    )
-    admin.execute("select report_verification(%s, false, 1, 'zebra output', '1 s')", [attempts["handed"]])
-    packet = {"target": "gemini", "reason": "limit", "context_summary": "zebra summary"}
-    handoff = value(admin, "select handoff_task(%s, %s)", attempts["handed"], Jsonb(packet))
-    end(admin, attempts["handed"], "handed_off")
-    tasks["successor"] = value(admin, "select to_task from handoffs where id = %s", handoff)
-    admin.execute("select say(%s, 'zebra mail')", [tasks["child"]])
-    admin.execute("select pgmq.send('inbox', %s)", [Jsonb({"zebra": "no task"})])
     tasks["spender"], attempts["spender"] = running("spender", priority=100)
     tasks["last"], attempts["last"] = running("last", priority=100)
     end(admin, attempts["spender"], usage=Jsonb({"cost_usd": 0.5}))
@@ -134,6 +116,5 @@ def neighbours(yard: Yard) -> Neighbours:
         "|".join(["zebra", b"zebra".hex(), r"\b7770000\d\d\b", *map(str, attempts.values())]), re.IGNORECASE
     )
     return Neighbours(
-        yard, admin, runner, tasks, attempts, {"permission": permission, "question": question, "budget": budget},
-        handoff, marks,
-    )  # fmt: skip
+        yard, admin, runner, tasks, attempts, {"permission": permission, "question": question, "budget": budget}, marks
+    )

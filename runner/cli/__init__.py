@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import click
 
-from . import agent, completion, database, doctor, documents, fleet, inbox, runner, say, submit, tasks, watch
+from . import completion, database, doctor, fleet, inbox, runner, submit, tasks, watch
 from .failures import EPILOG, Commands
 from .options import State, dsn_option
 
@@ -37,10 +37,6 @@ for command in (
     inbox.approve,
     inbox.deny,
     inbox.answer,
-    say.say,
-    documents.checkpoint,
-    documents.handoff,
-    agent.agent,
     fleet.pause,
     fleet.resume,
     fleet.drain,

@@ -54,24 +54,6 @@ def runner_options(command: F) -> F:
             show_default=True,
             help="They outlive it.",
         ),
-        click.option(
-            "--keep",
-            envvar="TASKYARD_KEEP",
-            metavar="DURATION",
-            callback=duration,
-            default="14d",
-            show_default=True,
-            help="How long the files of tasks that are over stay on this host.",
-        ),
-        click.option(
-            "--quota",
-            envvar="TASKYARD_QUOTA",
-            type=click.IntRange(1),
-            metavar="GIB",
-            default=20,
-            show_default=True,
-            help="How much of the disk one task may fill.",
-        ),
         click.option("--label", "labels", multiple=True, help="What tasks may require. Repeatable."),
         click.option("--slots", type=int, default=2, show_default=True, help="Tasks at once."),
         click.option("--host", help="Name of this host, where the system's changes: sessions are resumed by it."),
@@ -89,8 +71,6 @@ def _run(
     slots: int,
     labels: tuple[str, ...],
     lease: timedelta,
-    keep: timedelta,
-    quota: int,
     pooler: bool,
     verbose: bool,
     sandbox: Level,
@@ -98,7 +78,7 @@ def _run(
 ) -> int:
     if sandbox == "none":
         _check_bare(unsafe_no_sandbox)
-    from ..worker.main import Options, run  # the worker needs asyncio and all adapters; other commands do not
+    from ..worker import Options, run  # the worker needs asyncio and all adapters; other commands do not
 
     logging.basicConfig(
         stream=sys.stderr,
@@ -116,8 +96,6 @@ def _run(
             slots=slots,
             labels=list(labels),
             lease=lease,
-            keep=keep,
-            quota=quota << 30,
             pooler=pooler,
             sandbox=sandbox,
             cluster=database.cluster,

@@ -83,9 +83,6 @@ def _no_constant(name: str) -> NoReturn:
 @click.option("--on-dependency-failure", metavar="fail|run", help="What follows when one of those fails.")
 @click.option("--payload", metavar="JSON", callback=document, help="A JSON document that is handed to the agent.")
 @click.option("--workspace", "-w", help="Directory on the runner's host.")
-@click.option("--repository", metavar="DIRECTORY", help="Git repository on the runner's host: a branch of its own.")
-@click.option("--base", metavar="BRANCH", help="What that branch starts from.")
-@click.option("--push-to", metavar="REMOTE", help="Where it is pushed after success.")
 @click.option("--requires", "-r", multiple=True, metavar="LABEL", help="Label that the runner must have. Repeatable.")
 @click.option("--provider", help="Only this provider, whatever the agent's route says.")
 @click.option("--model", "-m", help="Only this model.")
@@ -114,9 +111,6 @@ def submit(
     on_dependency_failure: str | None,
     payload: Jsonb | None,
     workspace: str | None,
-    repository: str | None,
-    base: str | None,
-    push_to: str | None,
     provider: str | None,
     model: str | None,
     dedupe_key: str | None,
@@ -141,9 +135,6 @@ def submit(
         depends_on=depends_on or None,
         payload=payload,
         workspace=workspace,
-        repository=repository,
-        base=base,
-        push_to=push_to,
         requires=list(requires) or None,
         provider=provider,
         model=model,

@@ -177,12 +177,11 @@ def explain(state: State, task_id: int) -> None:
 @click.command(short_help="Cancel tasks, running ones too.")
 @task_ids
 @click.option("--why", metavar="TEXT", help="Kept with the task.")
-@click.option("--keep-children", is_flag=True, help="Their children, and those who took over from them, go on.")
 @json_option
 @click.pass_obj
-def cancel(state: State, ids: tuple[int, ...], why: str | None, keep_children: bool) -> None:
-    """Cancel tasks with their children. What waits is cancelled at once; what runs is stopped by its runner."""
-    _each(state, ids, lambda yard, number: queries.cancel_task(yard, number, why, not keep_children))
+def cancel(state: State, ids: tuple[int, ...], why: str | None) -> None:
+    """Cancel tasks. What waits is cancelled at once; what runs is stopped by its runner."""
+    _each(state, ids, lambda yard, number: queries.cancel_task(yard, number, why))
 
 
 @click.command(short_help="Give failed or cancelled tasks another go.")

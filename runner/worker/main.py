@@ -19,8 +19,6 @@ from ..errors import from_database
 from ..postgres import Cluster
 from ..sandbox.levels import Confinement, Level, close_own_memory, examine
 from ..verbs import Directive
-from ..workspaces.cleaning import KEPT, Cleaning
-from ..workspaces.quota import DEFAULT
 from .attempt import Attempt
 from .link import Link
 from .offers import AGAIN, LOADED, Offers
@@ -41,8 +39,7 @@ TRY_SANDBOX = 30.0  # seconds between two tries to set up a sandbox that failed
 class Options:
     """How to run.
 
-    `pooler`: the DSN leads through a transaction pooler, so no LISTEN, no session lock, no prepared statements. `keep`:
-    how long files stay after a task's end. `quota`: bytes of the disk that one task may fill.
+    `pooler`: the DSN leads through a transaction pooler, so no LISTEN, no session lock, no prepared statements.
     """
 
     dsn: str
@@ -54,8 +51,6 @@ class Options:
     pooler: bool = False
     sandbox: Level = "strict"
     cluster: Cluster | None = None
-    keep: timedelta = KEPT
-    quota: int = DEFAULT
 
 
 def run(options: Options) -> int:
@@ -89,7 +84,6 @@ class _Runner:
         self._reaper = Reaper()
         self._offers = Offers()
         self._places: Places | None = None
-        self._cleaning: Cleaning | None = None
         self._confinement = Confinement(options.sandbox)
         self._id = 0
 
@@ -135,7 +129,6 @@ class _Runner:
             asyncio.to_thread(examine, options.sandbox, os.environ),
         )
         self._places = Places(*self._link.where, account=self._confinement.account)
-        self._cleaning = Cleaning(self._places, self._confinement, options.keep)
         try:
             self._id = await self._link.call(
                 verbs.register_runner,
@@ -187,16 +180,8 @@ class _Runner:
                 continue
             claims = await self._ours(verbs.claim_task, room)
             for claim in claims:
-                assert self._places is not None and self._cleaning is not None
-                attempt = Attempt(
-                    claim,
-                    self._link,
-                    self._reaper,
-                    self._places,
-                    self._confinement,
-                    self._cleaning,
-                    self._options.quota,
-                )
+                assert self._places is not None
+                attempt = Attempt(claim, self._link, self._reaper, self._places, self._confinement)
                 self._attempts[claim.attempt_id] = attempt
                 task = asyncio.create_task(self._run(attempt))
                 self._work.add(task)
@@ -237,9 +222,7 @@ class _Runner:
             for directive in directives:
                 our_tick |= directive.directive == "tick"
                 attempt = self._attempts.get(directive.attempt_id or 0)
-                if attempt is not None and directive.directive == "message":
-                    attempt.mail()
-                elif attempt is not None and directive.directive in ("lost", "cancel", "wait", "handoff", "release"):
+                if attempt is not None and directive.directive in ("lost", "cancel", "wait", "release"):
                     attempt.stop(directive.directive, directive.detail)
             if our_tick:
                 self._our_tick.set()
@@ -282,12 +265,13 @@ class _Runner:
 
     async def _clean_up(self) -> None:
         """Remove what is kept on this host for tasks that are over."""
-        assert self._places is not None and self._cleaning is not None
+        assert self._places is not None
         while True:
             kept = await asyncio.to_thread(self._places.tasks)
             running = {attempt.claim.task_id for attempt in self._attempts.values()}
             if kept:
-                await self._cleaning.clean(await self._link.call(verbs.tasks_over, kept), running)
+                for task in set(await self._link.call(verbs.tasks_over, kept)) - running:
+                    await asyncio.to_thread(self._places.forget, task)
             await asyncio.sleep(CLEAN_UP)
 
     async def _mend(self) -> None:
@@ -303,7 +287,6 @@ class _Runner:
                 self._confinement = await asyncio.to_thread(examine, self._options.sandbox, os.environ)
             assert self._places is not None
             self._places.account = self._confinement.account
-            self._cleaning = Cleaning(self._places, self._confinement, self._options.keep)
             await self._ours(verbs.report_sandbox, None)
             log.info("the sandbox can be set up now")
             self._wake.set()

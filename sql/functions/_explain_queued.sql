@@ -31,8 +31,6 @@ begin
         select format('Agent %s has no route yet; an administrator gives it one: update agents set route = ''{...}'' where name = ''%s'';', v_agent.name, v_agent.name)
         where cardinality(v_route) = 0
         union all
-        select format('It stays on %s, where its session is, for %s more at most.', p_task.stays_on, _ago(p_task.stays_until - _now())) where p_task.stays_on is not null
-        union all
         select format('Task %s uses the workspace %s.', h.task_id, h.workspace) from workspace_holders h where h.workspace = p_task.workspace
         union all
         select format('Scope %s runs %s of at most %s.', s.name, c.n, s.max_concurrency)
@@ -57,24 +55,24 @@ begin
     -- Is there a runner that could take it now? If not, what is wrong with each entry of the route?
     if not exists (
         select from runners r
-        where r.gone_at is null and not r.draining and p_task.requires <@ (r.labels || ('@' || r.host))
+        where r.gone_at is null and not r.draining and p_task.requires <@ r.labels
             and r.sandbox_trouble is null and not (v_scope.confined and r.sandbox <> 'strict')
             and exists (select from _offers(r.id, v_agent.route, p_task.provider, p_task.model, p_task.on_limit, v_scope.allowed_providers))
     ) then
         for v_line in
             select case
                 when not exists (select from runners r where r.gone_at is null) then 'No runner is up.'
-                when not exists (select from runners r where r.gone_at is null and p_task.requires <@ (r.labels || ('@' || r.host)))
+                when not exists (select from runners r where r.gone_at is null and p_task.requires <@ r.labels)
                     then format('No runner has the labels %s.', array_to_string(p_task.requires, ', '))
-                when not exists (select from runners r where r.gone_at is null and not r.draining and p_task.requires <@ (r.labels || ('@' || r.host)))
+                when not exists (select from runners r where r.gone_at is null and not r.draining and p_task.requires <@ r.labels)
                     then 'Every runner that could take it is draining.'
                 when v_scope.confined and not exists (
-                    select from runners r where r.gone_at is null and p_task.requires <@ (r.labels || ('@' || r.host)) and r.sandbox = 'strict'
+                    select from runners r where r.gone_at is null and p_task.requires <@ r.labels and r.sandbox = 'strict'
                 ) then format('Scope %s is confined, and no runner has a sandbox that can do that.', v_scope.name)
             end
             union all
             select format('%s has no usable sandbox: %s', r.name, r.sandbox_trouble)
-            from runners r where r.gone_at is null and p_task.requires <@ (r.labels || ('@' || r.host)) and r.sandbox_trouble is not null
+            from runners r where r.gone_at is null and p_task.requires <@ r.labels and r.sandbox_trouble is not null
             union all
             select x.line
             from unnest(v_route) with ordinality e (entry, preference)
@@ -92,7 +90,7 @@ begin
         select count(*) into v_ahead
         from (
             select from ready_tasks r join open_lanes o on o.lane_id = r.lane_id
-            where o.priority > greatest(p_task.priority, p_task.lent_priority) or (o.priority = greatest(p_task.priority, p_task.lent_priority) and r.position < p_task.queue_position)
+            where o.priority > p_task.priority or (o.priority = p_task.priority and r.position < p_task.queue_position)
             limit 10000
         ) a;
         select count(*) into v_running from attempts where outcome is null and runner_id in (select id from runners where gone_at is null);

@@ -27,12 +27,6 @@ begin
             ('task_events', 'exists (select from tasks t where t.id = task_id)'),
             ('ready_tasks', 'exists (select from tasks t where t.id = task_id)'),
             ('scheduled_tasks', 'exists (select from tasks t where t.id = task_id)'),
-            ('waits', 'exists (select from tasks t where t.id = task_id)'),
-            ('child_counts', 'exists (select from tasks t where t.id = task_id)'),
-            ('checkpoints', 'exists (select from tasks t where t.id = task_id)'),
-            ('handoffs', 'exists (select from tasks t where t.id = task_id)'),
-            ('verifications', 'exists (select from tasks t where t.id = task_id)'),
-            ('rejected_submissions', 'login = (select _caller())'),
             ('task_dependencies', 'exists (select from tasks t where t.id = task_id)'),
             ('workspace_holders', 'exists (select from tasks t where t.id = task_id)'),
             ('workspace_waits', 'exists (select from tasks t where t.id = task_id)')
@@ -43,7 +37,7 @@ begin
         execute format('create policy in_reach on taskyard.%I for select using ((select _sees_all()) or %s)', v_table, v_rule);
     end loop;
     -- Writing: administrators everywhere, submitters the tasks of their scopes (the row trigger refuses others with a sentence).
-    foreach v_table in array array['scopes', 'budgets', 'routing_rules', 'provider_limits', 'attempts', 'transcript', 'task_events', 'artifacts', 'checkpoints', 'handoffs', 'verifications', 'rejected_submissions'] loop
+    foreach v_table in array array['scopes', 'budgets', 'routing_rules', 'provider_limits', 'attempts', 'transcript', 'task_events', 'artifacts'] loop
         execute format('drop policy if exists administration on taskyard.%I', v_table);
         execute format('create policy administration on taskyard.%I to taskyard_admin using (true) with check (true)', v_table);
     end loop;

@@ -4,7 +4,7 @@ create or replace function register_runner(
     p_labels text[] default '{}',
     p_providers jsonb default '[{"provider": "command"}]',
     p_version text default '',
-    p_protocol integer default 4,
+    p_protocol integer default 3,
     p_lease interval default interval '60 seconds',
     p_host text default '',
     p_sandbox jsonb default '{"level": "strict"}'
@@ -14,8 +14,8 @@ security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 declare
-    c_protocol constant integer := 4;
-    c_oldest_protocol constant integer := 4; -- those before prove nothing
+    c_protocol constant integer := 3;
+    c_oldest_protocol constant integer := 3; -- those before know no sandbox
     v_old runners;
     v_id bigint;
 begin

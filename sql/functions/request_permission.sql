@@ -115,3 +115,8 @@ begin
 end
 $$;
 comment on function _ask(attempts, text, text, text[], text[], text[], interval) is 'Files a question and has the runner stop the attempt.';
+
+create or replace function _waits(p_task bigint) returns boolean
+language sql stable
+as $$ select exists (select from taskyard.approvals a where a.task_id = p_task and a.decision is null) $$;
+comment on function _waits(bigint) is 'Whether a task waits for somebody''s decision.';

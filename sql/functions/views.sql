@@ -35,7 +35,7 @@ from (
     union all
     select s.task_id, 2, s.run_at, 'in ' || _ago(s.run_at - _now()) from scheduled_tasks s
     union all
-    select distinct d.task_id, 3, null::timestamptz, 'blocked' from task_dependencies d join tasks b on b.id = d.task_id and b.status = 'blocked'
+    select distinct d.task_id, 3, null::timestamptz, 'blocked' from task_dependencies d
 ) x
 join tasks t on t.id = x.task_id
 order by x.sort, x.due, t.priority desc, t.queue_position, t.id;
@@ -198,21 +198,20 @@ grant select on
 tasks, attempts, transcript, task_events, agents, scopes, effective_scopes, scope_grants, budgets, usage_daily, usage_charges, approvals, artifacts,
 providers, provider_limits, runners, runner_providers,
 outcome_policies, lanes, open_lanes, ready_tasks, scheduled_tasks, task_dependencies, workspace_holders, workspace_waits,
-waits, child_counts, checkpoints, handoffs, verifications, rejected_submissions,
 ticker, schema_migrations, queue, now_running, recently_done, fleet, offers, limits,
 spend, task_history, inbox, scope_tree, budget_use, provider_caps, provider_cap_usage, prices, routing_rules
 to taskyard_viewer;
 grant insert (
-    prompt, agent, scope, priority, run_at, parent_id, depends_on, on_dependency_failure, payload, workspace, repository, base, push_to,
-    verify, requires, provider, model, on_limit, dedupe_key, max_attempts, timeout, output_schema
+    prompt, agent, scope, priority, run_at, parent_id, depends_on, on_dependency_failure, payload, workspace, verify,
+    requires, provider, model, on_limit, dedupe_key, max_attempts, timeout, output_schema
 ), update (
-    prompt, agent, scope, status, priority, run_at, depends_on, on_dependency_failure, payload, workspace, repository, base, push_to,
-    verify, requires, provider, model, on_limit, max_attempts, timeout, output_schema
+    prompt, agent, scope, status, priority, run_at, depends_on, on_dependency_failure, payload, workspace, verify, requires,
+    provider, model, on_limit, max_attempts, timeout, output_schema
 ) on tasks to taskyard_submitter;
 grant insert, update, delete on agents, scopes, providers, provider_limits, outcome_policies, provider_caps, prices, routing_rules
 to taskyard_admin;
 grant insert (scope, measure, period, amount, stops_running), update (amount, stops_running), delete on budgets to taskyard_admin;
 grant delete on tasks to taskyard_admin;
-grant delete on runners, attempts, transcript, task_events, artifacts, checkpoints, handoffs, verifications, rejected_submissions to taskyard_admin;
+grant delete on runners, attempts, transcript, task_events, artifacts to taskyard_admin;
 grant execute on function _percent_used(numeric, numeric), _budget_text(text, text, numeric), _amount(text, numeric), _period_end(text), _period_start(text)
 to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
