@@ -4,7 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo demo-local up test test-slow test-sandbox lint bench clean local-model agent-tools
+.PHONY: ready demo demo-local up test test-slow test-sandbox lint bench docs reference pictures clean local-model agent-tools
+
+# Only the set-up, for a host where another one's yard is to be joined.
+ready: $(READY)
 
 demo: $(READY)
 	@$(BIN)/python -m taskyard.runner.demo
@@ -37,12 +40,25 @@ agent-tools: $(READY)
 lint: $(READY) build/typing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 	$(BIN)/sqlfluff lint --processes 2 --disable-progress-bar sql
 	$(BIN)/python -m tests.plpgsql_check
 
 bench: $(READY)
 	$(BIN)/python -m bench
+
+# The pages of docs/ as a site in build/docs.
+docs: $(READY)
+	$(BIN)/sphinx-build -W -q -b html docs build/docs
+	@echo build/docs/index.html
+
+# docs/sql.md anew, from the comments of the schema.
+reference: $(READY)
+	REFERENCE=1 $(BIN)/pytest tests/test_docs.py -k reference
+
+# The pictures of the README, from a yard that is filled for that.
+pictures: $(READY)
+	PICTURES=docs/pictures $(BIN)/pytest tests/test_tui_pictures.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -55,8 +71,9 @@ $(READY): pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-# The import name taskyard.runner for the type checker, which does not see through editable installs.
+# The import names taskyard.* for the type checker, which does not see through editable installs.
 build/typing:
 	@mkdir -p build/typing/taskyard
 	@ln -sfn ../../../runner build/typing/taskyard/runner
 	@ln -sfn ../../../sql build/typing/taskyard/sql
+	@ln -sfn ../../../tui build/typing/taskyard/tui

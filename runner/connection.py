@@ -1,12 +1,13 @@
 """Which database, and how to connect to it.
 
-In this order: the --dsn option, TASKYARD_DSN, the usual libpq variables and service file, the embedded server.
+In this order: the --dsn option, TASKYARD_DSN, the usual libpq variables and service file, the yard that this host has
+joined, the embedded server.
 """
 
 import os
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 from psycopg import AsyncConnection, Connection
@@ -14,9 +15,12 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import DictRow, dict_row
 
 from .errors import TaskyardError
+from .joined import joined_dsn
 from .postgres import Cluster
 
 LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT", "PGUSER")
+
+Yard = Connection[DictRow]
 
 # The kernel's defaults notice a vanished host after two hours; these after about half a minute.
 KEEPALIVES: dict[str, Any] = {
@@ -46,6 +50,8 @@ def find_database(dsn: str | None = None) -> Database:
         return Database(from_environment, "TASKYARD_DSN")
     if any(os.environ.get(name) for name in LIBPQ_VARIABLES):
         return Database("", "the libpq environment variables")
+    if joined := joined_dsn():
+        return Database(joined, "taskyard join")
     cluster = Cluster()
     if cluster.data.exists():
         return Database(cluster.url(), "the embedded server", cluster)
@@ -67,6 +73,9 @@ def conninfo(dsn: str, application: str) -> str:
             "The connection string cannot be read.", "It looks like postgresql://user@host:5432/database."
         ) from error
     defaults: dict[str, Any] = {**KEEPALIVES, "application_name": application}
+    if "," in str(given.get("host") or given.get("hostaddr") or ""):
+        # Several servers, of which one takes writes: the others are its standbys.
+        defaults |= {"target_session_attrs": "read-write", "connect_timeout": 3}
     return make_conninfo(dsn, **{key: value for key, value in defaults.items() if key not in given})
 
 
@@ -76,7 +85,7 @@ def redacted(dsn: str) -> str:
     return re.sub(r"(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", r"\1***", hidden)
 
 
-def connect(dsn: str, application: str = "taskyard") -> Connection[DictRow]:
+def connect(dsn: str, application: str = "taskyard") -> Yard:
     """A connection in autocommit mode whose rows are dicts. Raises TaskyardError where the server cannot be reached."""
     try:
         connection = Connection[DictRow].connect(conninfo(dsn, application), autocommit=True, row_factory=dict_row)
@@ -84,6 +93,31 @@ def connect(dsn: str, application: str = "taskyard") -> Connection[DictRow]:
         raise unreachable(dsn, error) from error
     _use_our_schema(connection)
     return connection
+
+
+def open_yard(dsn: str) -> Yard:
+    """A connection that prepares no statements: it may lead through a transaction pooler."""
+    connection = connect(dsn)
+    connection.prepare_threshold = None
+    return connection
+
+
+def value(connection: Yard, query: LiteralString, *parameters: Any) -> Any:
+    """The only column of the only row that a query returns. Raises psycopg.Error."""
+    row = connection.execute(query, parameters).fetchone()
+    assert row is not None
+    return next(iter(row.values()))
+
+
+def is_pooled(connection: Yard) -> bool:
+    """Whether a pooler is in between: it makes up process numbers, for itself to cancel by. Raises psycopg.Error."""
+    return value(connection, "select pg_backend_pid()") != connection.info.backend_pid
+
+
+async def is_pooled_async(connection: AsyncConnection[DictRow]) -> bool:
+    """The same, for an asynchronous connection. Raises psycopg.Error."""
+    row = await (await connection.execute("select pg_backend_pid() as number")).fetchone()
+    return row is not None and row["number"] != connection.info.backend_pid
 
 
 async def connect_async(dsn: str, application: str, prepare: bool = True) -> AsyncConnection[DictRow]:
@@ -103,7 +137,11 @@ async def connect_async(dsn: str, application: str, prepare: bool = True) -> Asy
 
 
 def _use_our_schema(connection: Connection[DictRow]) -> None:
-    connection.execute("select set_config('search_path', current_setting('search_path') || ', taskyard', false)")
+    # Once: behind a pooler the session may be one that had it set before.
+    connection.execute(
+        "select set_config('search_path', p.path || ', taskyard', false)"
+        " from current_setting('search_path') p (path) where p.path !~ '\\mtaskyard\\M'"
+    )
 
 
 def unreachable(dsn: str, error: psycopg.OperationalError) -> TaskyardError:

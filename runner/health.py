@@ -6,7 +6,7 @@ from typing import Any, LiteralString
 
 from psycopg.rows import class_row
 
-from .queries import Yard
+from .connection import Yard
 
 ROLES = ("taskyard_viewer", "taskyard_submitter", "taskyard_runner", "taskyard_admin")
 

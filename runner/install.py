@@ -4,6 +4,7 @@ A fresh database gets sql/schema/ and sql/functions/; one that has an earlier sc
 sql/migrations/ and then sql/functions/ again. Everything happens in one transaction, under one lock.
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,13 +142,22 @@ def _install(connection: Connection[DictRow], progress: Callable[[str], None], f
                 progress(f"migrating to schema {number}")
                 _run(connection, script)
                 _record(connection, number, name)
+    connection.execute("reset role")
+    _grant_pgmq(connection)
+    _grant_statistics(connection)
+    _become_owner(connection)
     progress("installing functions")
     for _, script in _scripts(folder, "functions"):
         _run(connection, script)
     connection.execute("select taskyard._ensure_partitions()")
     connection.execute("reset role")
-    _grant_pgmq(connection)
     return Installed(before, newest, pgmq_from, _set_search_path(connection))
+
+
+def _grant_statistics(connection: Connection[DictRow]) -> None:
+    # For the view database_health, which says so where this is not allowed.
+    with contextlib.suppress(psycopg.errors.InsufficientPrivilege), connection.transaction():
+        connection.execute("grant pg_read_all_stats to taskyard_owner")
 
 
 def _become_owner(connection: Connection[DictRow]) -> None:
@@ -169,9 +179,15 @@ def _record(connection: Connection[DictRow], number: int, name: str) -> None:
 
 
 def _install_pgmq(connection: Connection[DictRow]) -> str:
-    row = connection.execute("select to_regclass('pgmq.meta') is not null as present").fetchone()
+    # From the catalog: to_regclass() looks into no schema that is closed to us.
+    present = connection.execute(
+        """
+        select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = 'pgmq' and c.relname = 'meta'
+        """
+    ).fetchone()
     source = "already there"
-    if not (row and row["present"]):
+    if present is None:
         source = "as an extension" if _create_extension(connection) else "from the SQL of the pgmq package"
         if source.startswith("from"):
             connection.execute(pgmq.get_embedded_install_sql().encode())
@@ -191,8 +207,46 @@ def _create_extension(connection: Connection[DictRow]) -> bool:
 
 
 def _grant_pgmq(connection: Connection[DictRow]) -> None:
+    """What mailboxes, events and the queue inbox need, where it is ours to grant.
+
+    taskyard_owner makes queues of its own, and sends to those of others that are bound to its topics: all that are
+    there and all that this login makes later. Submitters get into the schema; each table says what they may do there.
+    """
+    row = connection.execute(
+        """
+        select n.nspowner::regrole::text as owner, pg_has_role(n.nspowner, 'usage') as ours,
+            has_schema_privilege('taskyard_owner', n.oid, 'usage')
+                and has_schema_privilege('taskyard_owner', n.oid, 'create')
+                and has_table_privilege('taskyard_owner', c.oid, 'select')
+                and has_table_privilege('taskyard_owner', c.oid, 'insert')
+                and has_table_privilege('taskyard_owner', c.oid, 'delete') as usable
+        from pg_namespace n join pg_class c on c.relnamespace = n.oid and c.relname = 'meta'
+        where n.nspname = 'pgmq'
+        """
+    ).fetchone()
+    assert row is not None
+    if not row["ours"]:
+        if not row["usable"]:
+            raise TaskyardError(
+                f"pgmq belongs to {row['owner']} here, and Taskyard may not use it.",
+                f"Install it once as {row['owner']} or as a superuser; upgrades need neither.",
+            )
+        return
     connection.execute("grant usage, create on schema pgmq to taskyard_owner")
-    connection.execute("grant all on all tables in schema pgmq to taskyard_owner")
+    connection.execute("grant usage on schema pgmq to taskyard_submitter, taskyard_admin")
+    connection.execute("alter default privileges in schema pgmq grant select, insert on tables to taskyard_owner")
+    for table in connection.execute(
+        """
+        select c.relname as name from pg_class c
+        where c.relnamespace = 'pgmq'::regnamespace and c.relkind in ('r', 'p') and pg_has_role(c.relowner, 'usage')
+            and c.relowner <> 'taskyard_owner'::regrole
+            and (c.relname in ('meta', 'topic_bindings', 'notify_insert_throttle') or c.relname like 'q\\_%')
+        """
+    ).fetchall():
+        rights = "select, insert" if table["name"].startswith("q_") else "select, insert, update, delete"
+        connection.execute(
+            sql.SQL("grant {} on {} to taskyard_owner").format(sql.SQL(rights), sql.Identifier("pgmq", table["name"]))
+        )
 
 
 DEFAULT_PATH = '"$user", public'
@@ -243,12 +297,13 @@ def _reset_search_path(connection: Connection[DictRow]) -> None:
 
 
 def uninstall(connection: Connection[DictRow]) -> None:
-    """Drop the schema with all tasks. pgmq and the roles stay: other databases or queues may use them.
+    """Drop the schema with all tasks and their queues. pgmq and the roles stay: others may use them.
 
     Raises TaskyardError where nothing is installed.
     """
     if schema_number(connection) is None:
         raise TaskyardError("This database has no Taskyard.")
+    _drop_queues(connection)
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(742199, 0)")
         connection.execute("set local role taskyard_owner")
@@ -256,3 +311,17 @@ def uninstall(connection: Connection[DictRow]) -> None:
         connection.execute("alter default privileges grant execute on functions to public")
         connection.execute("reset role")
         _reset_search_path(connection)
+
+
+def _drop_queues(connection: Connection[DictRow]) -> None:
+    """The queues and the mailboxes. A transaction each: all their tables would be more locks than one can hold."""
+    for queue in connection.execute(
+        """
+        select substr(c.relname, 3) as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = 'pgmq' and c.relowner = 'taskyard_owner'::regrole
+            and c.relname ~ '^q_(inbox|push|mail_[0-9]+)$'
+        """
+    ).fetchall():
+        with connection.transaction():
+            connection.execute("set local role taskyard_owner")
+            connection.execute("select pgmq.drop_queue(%s)", (queue["name"],))

@@ -1,53 +1,22 @@
-"""What the command line asks of the database. Every SQL string of it is here, and every rule is behind those strings.
+"""What the command line shows of the database; what it changes is in actions.py. All its SQL is in these two files.
 
 All functions raise psycopg.Error. Names are qualified, so that they hold whatever search_path a pooler hands out.
 """
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
-from typing import Any, LiteralString
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
 import psycopg
-from psycopg import Connection, sql
-from psycopg.rows import DictRow, class_row
-from psycopg.types.json import Jsonb
+from psycopg.rows import class_row
 
-from .connection import connect
-
-Yard = Connection[DictRow]
+from .connection import Yard, value
 
 STATUSES = ("blocked", "scheduled", "queued", "running", "waiting", "completed", "failed", "cancelled")
 ENDED = frozenset({"completed", "failed", "cancelled"})
 PAGE = 500  # transcript rows fetched at once; a row is at most some 16 kB
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """The parameters of submit_task() that somebody gave; None leaves the default to the database.
-
-    A timedelta as run_at counts from the database's now.
-    """
-
-    prompt: str
-    agent: str | None = None
-    scope: str | None = None
-    priority: int | None = None
-    run_at: datetime | timedelta | None = None
-    depends_on: list[int] | None = None
-    payload: Jsonb | None = None
-    workspace: str | None = None
-    requires: list[str] | None = None
-    provider: str | None = None
-    model: str | None = None
-    dedupe_key: str | None = None
-    max_attempts: int | None = None
-    timeout: timedelta | None = None
-    on_dependency_failure: str | None = None
-    on_limit: str | None = None
-    verify: str | None = None
-    output_schema: Jsonb | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,41 +68,9 @@ class Entry:
     data: Any
 
 
-def open_yard(dsn: str) -> Yard:
-    """A connection that prepares no statements: it may lead through a transaction pooler."""
-    connection = connect(dsn)
-    connection.prepare_threshold = None
-    return connection
-
-
 def now(connection: Yard) -> datetime:
     """The database's clock, against which relative times are shown."""
-    return _value(connection, "select taskyard._now()")
-
-
-def submit_task(connection: Yard, submission: Submission) -> int:
-    """Insert a task; returns its id, or that of the task which has its dedupe_key."""
-    casts: dict[str, LiteralString] = {
-        "priority": "integer",
-        "max_attempts": "integer",
-        "depends_on": "bigint[]",
-        "requires": "text[]",
-    }
-    arguments: list[sql.Composable] = []
-    given: list[Any] = []
-    for field in fields(submission):
-        value = getattr(submission, field.name)
-        if value is None:
-            continue
-        delayed = field.name == "run_at" and isinstance(value, timedelta)
-        shape: LiteralString = "{} => taskyard._now() + {}" if delayed else "{} => {}"
-        slot: LiteralString = f"%s::{casts[field.name]}" if field.name in casts else "%s"
-        arguments.append(sql.SQL(shape).format(sql.Identifier(f"p_{field.name}"), sql.SQL(slot)))
-        given.append(value)
-    call = sql.SQL("select taskyard.submit_task({}) as id").format(sql.SQL(", ").join(arguments))
-    row = connection.execute(call, given).fetchone()
-    assert row is not None
-    return row["id"]
+    return value(connection, "select taskyard._now()")
 
 
 def list_tasks(
@@ -262,7 +199,7 @@ def transcript(connection: Yard, attempt_id: int, after: int = 0, limit: int = P
 
 def before_tail(connection: Yard, attempt_id: int, count: int) -> int:
     """The seq after which the last `count` rows of an attempt's transcript begin; 0 where there are no more."""
-    return _value(
+    return value(
         connection,
         """
         select coalesce((
@@ -306,51 +243,14 @@ def explain_task(connection: Yard, task_id: int) -> list[str]:
     return [row["line"] for row in rows]
 
 
-def cancel_task(connection: Yard, task_id: int, why: str | None) -> str:
-    """Cancel a task; returns cancelled, or stopping where its runner has to be told."""
-    if why is None:
-        return _value(connection, "select taskyard.cancel_task(%s)", task_id)
-    return _value(connection, "select taskyard.cancel_task(%s, %s)", task_id, why)
-
-
-def retry_task(connection: Yard, task_id: int) -> str:
-    """Give a task all its attempts again; returns its new status."""
-    return _value(connection, "select taskyard.retry_task(%s)", task_id)
-
-
-def pause(connection: Yard, kind: str, name: str, why: str | None) -> str:
-    """Pause a scope or a provider; returns what that means."""
-    if kind == "scope":
-        return _value(connection, "select taskyard.pause_scope(%s, %s)", name, why)
-    return _value(connection, "select taskyard.pause_provider(%s, %s)", name, why)
-
-
-def resume(connection: Yard, kind: str, name: str) -> str:
-    """Undo pause(); returns what that means."""
-    if kind == "scope":
-        return _value(connection, "select taskyard.resume_scope(%s)", name)
-    return _value(connection, "select taskyard.resume_provider(%s)", name)
-
-
-def drain_runner(connection: Yard, name: str, draining: bool) -> str:
-    """Stop a runner from claiming, or let it claim again; returns what that means."""
-    return _value(connection, "select taskyard.drain_runner(%s, %s)", name, draining)
-
-
 def count_tasks(connection: Yard) -> int:
     """How many tasks there are."""
-    return _value(connection, "select count(*) from taskyard.tasks")
+    return value(connection, "select count(*) from taskyard.tasks")
 
 
 def agents(connection: Yard) -> list[dict[str, Any]]:
     """The agents: {name, route, description}."""
     return connection.execute("select a.name, a.route, a.description from taskyard.agents a order by a.name").fetchall()
-
-
-def _value(connection: Yard, query: LiteralString, *parameters: Any) -> Any:
-    row = connection.execute(query, parameters).fetchone()
-    assert row is not None
-    return next(iter(row.values()))
 
 
 def inbox(connection: Yard) -> list[dict[str, Any]]:
@@ -368,16 +268,24 @@ def inbox(connection: Yard) -> list[dict[str, Any]]:
     ).fetchall()
 
 
-def approve(connection: Yard, approval: int, note: str | None) -> str:
-    """Allow what was asked for; returns what that was."""
-    return _value(connection, "select taskyard.approve(%s, %s)", approval, note)
+def export_checkpoint(connection: Yard, task_id: int) -> dict[str, Any]:
+    """A task's last checkpoint as a document."""
+    return value(connection, "select taskyard.export_checkpoint(%s)", task_id)
 
 
-def deny(connection: Yard, approval: int, why: str | None) -> str:
-    """Refuse what was asked for; returns what that was."""
-    return _value(connection, "select taskyard.deny(%s, %s)", approval, why)
+def export_handoff(connection: Yard, handoff: int) -> dict[str, Any]:
+    """A handoff as a document."""
+    return value(connection, "select taskyard.export_handoff(%s)", handoff)
 
 
-def answer(connection: Yard, approval: int, text: str) -> str:
-    """Answer a question."""
-    return _value(connection, "select taskyard.answer(%s, %s)", approval, text)
+def schedules(connection: Yard) -> list[dict[str, Any]]:
+    """All schedules, soonest first: name, next (in how long), timing, last (its task, or what was left out)."""
+    return connection.execute(
+        "select s.name, case when not s.enabled then 'off' when s.next_at is null then 'over'"
+        " when s.next_at <= taskyard._now() then 'due' else taskyard._ago(s.next_at - taskyard._now()) end as next,"
+        " coalesce(s.cron, 'every ' || s.every, 'once') as timing,"
+        " case when s.last_note is not null then '! ' || s.last_note else t.id || ' ' || t.status end as last,"
+        " s.next_at, s.timezone, s.last_task_id"
+        " from taskyard.schedules s left join taskyard.tasks t on t.id = s.last_task_id"
+        " order by s.next_at nulls last, s.name"
+    ).fetchall()

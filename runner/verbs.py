@@ -14,7 +14,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import DictRow, class_row
 from psycopg.types.json import Jsonb
 
-PROTOCOL = 3  # see register_runner(): the database refuses runners whose protocol it no longer, or not yet, knows
+PROTOCOL = 4  # see register_runner(): the database refuses runners whose protocol it no longer, or not yet, knows
 
 Connection = AsyncConnection[DictRow]
 
@@ -27,7 +27,9 @@ class Claim:
     session on this host to resume, `session_usage` what earlier attempts of that session used ({input_tokens, ...}).
     `note` tells the agent what became of the attempt before: as the next message of a resumed session, else with the
     prompt. `allowed_paths` are directories that it may see besides its workspace, `network_allow` the hosts that it may
-    reach (None: any public one), as far as `permissions` go.
+    reach (None: any public one), as far as `permissions` go. `repository` is a git repository on this host, to work
+    on in a branch of its own from `base`, pushed to the remote `push_to`. `files_of` is the task whose scratch folder
+    this one goes on with, `branch` the one that was reported last for it.
     """
 
     attempt_id: int
@@ -60,6 +62,11 @@ class Claim:
     lease_until: datetime
     allowed_paths: list[str] | None = None
     network_allow: list[str] | None = None
+    repository: str | None = None
+    base: str | None = None
+    push_to: str | None = None
+    files_of: int | None = None
+    branch: str | None = None
 
 
 _CLAIM = [field.name for field in fields(Claim)]
@@ -69,11 +76,12 @@ _CLAIM = [field.name for field in fields(Claim)]
 class Directive:
     """What a heartbeat brings back: lost, cancel, wait and release name an attempt; drain and tick are for the runner.
 
-    wait: its agent has asked a human. release: its scope does not allow it any more, or has nothing left to spend.
+    wait: its agent waits for a human, for other tasks or for mail. handoff: another agent is to go on. message: there
+    is mail for it. release: its scope does not allow it any more, or has nothing left to spend.
     """
 
     attempt_id: int | None
-    directive: Literal["lost", "cancel", "wait", "release", "drain", "tick"]
+    directive: Literal["lost", "cancel", "wait", "handoff", "message", "release", "drain", "tick"]
     detail: str | None
 
 
@@ -197,7 +205,7 @@ async def register_runner(
     providers: see offer_providers; host: where sessions can be resumed; sandbox: {level, trouble}, trouble only where
     it cannot be set up.
     """
-    return await _value(
+    return await fetch_value(
         connection,
         "select taskyard.register_runner(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (name, slots, labels, Jsonb(storable(providers)), version, PROTOCOL, lease, host, Jsonb(storable(sandbox))),
@@ -216,7 +224,7 @@ async def offer_providers(connection: Connection, runner: int, providers: list[d
 
 async def hold_runner_lock(connection: Connection, runner: int) -> bool:
     """Take the session lock that proves this process alive."""
-    return await _value(connection, "select taskyard.hold_runner_lock(%s)", (runner,))
+    return await fetch_value(connection, "select taskyard.hold_runner_lock(%s)", (runner,))
 
 
 async def claim_task(connection: Connection, runner: int, n: int) -> list[Claim]:
@@ -240,7 +248,7 @@ async def heartbeat(
 
 async def complete_task(connection: Connection, attempt: int, ending: Ending) -> str:
     """Report how the attempt ended; returns the task's new status."""
-    return await _value(
+    return await fetch_value(
         connection,
         "select taskyard.complete_task(%s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (
@@ -259,21 +267,22 @@ async def complete_task(connection: Connection, attempt: int, ending: Ending) ->
 
 async def release_task(connection: Connection, attempt: int, why: str, delay: timedelta = timedelta(0)) -> str:
     """Give the task back unharmed, to be claimed again after the delay."""
-    return await _value(connection, "select taskyard.release_task(%s, %s, %s)", (attempt, storable(why), delay))
+    return await fetch_value(connection, "select taskyard.release_task(%s, %s, %s)", (attempt, storable(why), delay))
 
 
 async def append_transcript(connection: Connection, attempt: int, events: list[Event]) -> int:
     """Add to the transcript; events that are there already do no harm. Returns how many were new."""
     rows = [{"seq": e.seq, "at": e.at.isoformat(), "kind": e.kind, "body": e.body, "data": e.data} for e in events]
-    return await _value(connection, "select taskyard.append_transcript(%s, %s)", (attempt, Jsonb(storable(rows))))
+    return await fetch_value(connection, "select taskyard.append_transcript(%s, %s)", (attempt, Jsonb(storable(rows))))
 
 
 async def add_artifact(
-    connection: Connection, attempt: int, path: str, size: int, sha256: str, content: bytes | None
+    connection: Connection, attempt: int, path: str, size: int, sha256: str, content: bytes | None, kind: str = "file"
 ) -> None:
-    """Keep a file that the attempt left; without content where it is too large."""
+    """Keep a file that the attempt left (kind: file, diff, log or commit); without content where it is too large."""
     await connection.execute(
-        "select taskyard.add_artifact(%s, %s, %s, %s, %s)", (attempt, storable(path), size, sha256, content)
+        "select taskyard.add_artifact(%s, %s, %s, %s, %s, %s)",
+        (attempt, storable(path), size, sha256, content, kind),
     )
 
 
@@ -294,17 +303,17 @@ async def report_limit(connection: Connection, attempt: int, windows: list[Windo
 
 async def tasks_over(connection: Connection, tasks: list[int]) -> list[int]:
     """Which of these tasks are over for a day, or gone: nothing has to be kept for them."""
-    return await _value(connection, "select taskyard.tasks_over(%s::bigint[])", (tasks,))
+    return await fetch_value(connection, "select taskyard.tasks_over(%s::bigint[])", (tasks,))
 
 
 async def tick(connection: Connection, runner: int) -> int:
     """Do what the passing of time causes; more than 0 if there may be something to claim."""
-    return await _value(connection, "select taskyard.tick(%s)", (runner,))
+    return await fetch_value(connection, "select taskyard.tick(%s)", (runner,))
 
 
 async def retire_runner(connection: Connection, runner: int) -> int:
     """Leave; returns how many attempts were still held (they are taken back)."""
-    return await _value(connection, "select taskyard.retire_runner(%s)", (runner,))
+    return await fetch_value(connection, "select taskyard.retire_runner(%s)", (runner,))
 
 
 async def listen(connection: Connection, runner: int) -> None:
@@ -329,7 +338,8 @@ async def known_providers(connection: Connection) -> list[dict[str, Any]]:
     return list(await cursor.fetchall())
 
 
-async def _value(connection: Connection, query: LiteralString, parameters: tuple[Any, ...]) -> Any:
+async def fetch_value(connection: Connection, query: LiteralString, parameters: tuple[Any, ...]) -> Any:
+    """The one value that a query returns."""
     cursor = await connection.execute(query, parameters)
     row = await cursor.fetchone()
     assert row is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import pickle
@@ -91,6 +92,8 @@ class Host:
         """Do this as the runner: in this process, or in a child of it that is no longer root."""
         if not AS_ROOT or self.runner == "root":
             return action()
+        # What asyncio imports late, the child may not be allowed to read: Python may be in root's home.
+        importlib.import_module("concurrent.futures.thread")
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:

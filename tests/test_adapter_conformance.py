@@ -28,7 +28,7 @@ ADAPTERS = {adapter.name: adapter for adapter in [*built_in(), QWEN]}
 STRUCTURED = {name: adapter for name, adapter in ADAPTERS.items() if adapter.structured}
 RECORDED = {folder.name: recordings(folder.name) for folder in sorted(FOLDER.iterdir())}
 EVERY_RECORDING = [pytest.param(r, id=f"{r.tool}-{r.case}") for tool in RECORDED.values() for r in tool]
-SEED = (Path(__file__).parent.parent / "sql" / "schema" / "08_seed.sql").read_text()
+SEED = next((Path(__file__).parent.parent / "sql" / "schema").glob("*_seed.sql")).read_text()
 OUTCOMES = set(re.findall(r"^\('(\w+)', '", SEED[SEED.index("into outcome_policies") :].split(";\n")[0], re.MULTILINE))
 
 
@@ -167,6 +167,7 @@ def test_garbage_is_never_a_success(name: str, tmp_path: Path, lines: list[str],
     assert ending.outcome != "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRUCTURED)
 def test_line_of_ten_megabytes_is_survived(name: str, tmp_path: Path) -> None:
     huge = "x" * 10_000_000

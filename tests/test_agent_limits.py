@@ -59,12 +59,13 @@ def test_limits_lead_to_the_next_provider_and_no_host_asks_the_limited_ones_agai
     assert value(sql, "select sum(failure_count) from tasks") == 0
 
 
+@pytest.mark.slow
 def test_after_the_reset_one_attempt_tries_and_then_the_rest_go(agents: Agents, yard18: Yard) -> None:
     sql = agents.sql
     short_cooldowns(yard18)
     agents.start("a", "--slots", "4")
     agents.start("b", "--slots", "4", host="two")
-    reset = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=9)
+    reset = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=20)
     agents.claude.limit(usage_limit(reset))
     agents.claude.script(
         lambda now, request: stalled("Done.") if request.results else write_file("notes.txt", "so far")
@@ -93,6 +94,7 @@ def test_after_the_reset_one_attempt_tries_and_then_the_rest_go(agents: Agents, 
     assert value(sql, "select count(*) from provider_limits where until is not null") == 0
 
 
+@pytest.mark.slow
 def test_a_task_whose_providers_are_all_limited_waits_and_runs_by_itself(agents: Agents, yard18: Yard) -> None:
     sql = agents.sql
     short_cooldowns(yard18)
@@ -116,6 +118,7 @@ def test_a_task_whose_providers_are_all_limited_waits_and_runs_by_itself(agents:
     assert value(sql, "select failure_count from tasks where id = %s", task) == 0
 
 
+@pytest.mark.slow
 def test_a_refused_login_takes_that_login_out_of_use_and_not_the_task(agents: Agents) -> None:
     sql = agents.sql
     sql.execute("update agents set route = '{claude,codex}' where name = 'default'")

@@ -35,6 +35,7 @@ def test_a_schema_gives_a_json_result(agents: Agents, name: str) -> None:
     assert (task["status"], task["result"]) == ("completed", {"ok": True})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOSTLY_CLAUDE)
 def test_a_prompt_of_a_mebibyte_arrives_whole(agents: Agents, name: str) -> None:
     prompt = "begin " + "wörter " * 130_000 + " the very end"

@@ -55,6 +55,7 @@ def carries(process: psutil.Process, mark: str) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOSTLY_CLAUDE)
 def test_a_killed_runner_leaves_a_session_that_the_next_attempt_resumes(agents: Agents, name: str) -> None:
     sql = agents.sql
@@ -97,6 +98,7 @@ def test_a_killed_tool_is_resumed_in_its_session(agents: Agents, name: str) -> N
     assert not running("sleep(32.5)")
 
 
+@pytest.mark.slow
 def test_another_host_or_provider_takes_over_with_a_note_and_the_work_as_a_commit(
     agents: Agents, tmp_path: Path
 ) -> None:

@@ -93,6 +93,7 @@ def test_what_an_agent_says_is_readable_within_a_second(fleet: Fleet, yard18: Ya
     assert ended(sql, task)["status"] == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mebibytes", [128, pytest.param(1024, marks=pytest.mark.slow)])
 def test_large_output_keeps_the_runner_under_150_mb(fleet: Fleet, yard18: Yard, tmp_path: Path, mebibytes: int) -> None:
     line = json.dumps(

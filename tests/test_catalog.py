@@ -15,6 +15,7 @@ FUNCTION_SOURCES = "\n".join(path.read_text() for path in sorted((ROOT / "sql/fu
 
 # Private functions that the views, the policies and submit_task() need, which run as their caller.
 OPEN_HELPERS = {
+    "_database_health",
     "_now", "_ago", "_line", "_short", "_caller", "_require_role", "_sees_all", "_my_scopes", "_in_reach",
     "_budgets_in_reach", "_percent_used", "_budget_text", "_amount", "_period_end", "_period_start",
 }  # fmt: skip
@@ -147,6 +148,7 @@ def test_only_submitters_and_admins_may_write_tables(db: Connection[DictRow]) ->
     )
     assert {(grant["grantee"], grant["name"]) for grant in written} == {
         ("taskyard_submitter", "tasks"),
+        ("taskyard_submitter", "schedules"),
         *(
             ("taskyard_admin", table)
             for table in (
@@ -159,6 +161,10 @@ def test_only_submitters_and_admins_may_write_tables(db: Connection[DictRow]) ->
                 "prices",
                 "routing_rules",
                 "outcome_policies",
+                "templates",
+                "push_targets",
+                "schedules",
+                "retention",
             )
         ),
     }
@@ -214,7 +220,7 @@ def test_every_public_function_begins_with_a_role_check(db: Connection[DictRow])
     public = [function for function in functions(db) if not function["name"].startswith("_")]
     assert len(public) > 15
     check = re.compile(
-        r"\bbegin\s+(perform _require_role\('|if not pg_has_role\(.*?\) then\s+v_done := _require_role\()"
+        r"\bbegin\s+(perform _require_(role|runner)\('|if not pg_has_role\(.*?\) then\s+v_done := _require_role\()"
     )
     unchecked = {function["name"] for function in public if not check.search(function["source"])}
     assert unchecked == PURE_HELPERS
@@ -333,10 +339,10 @@ def test_every_outcome_has_a_policy(db: Connection[DictRow]) -> None:
     )
 
 
-def test_no_function_builds_sql_but_the_one_that_makes_partitions(db: Connection[DictRow]) -> None:
+def test_no_function_builds_sql_but_those_that_make_and_drop_partitions(db: Connection[DictRow]) -> None:
     dynamic = re.compile(r"\bexecute\b|\breturn query execute\b|\bdblink|\bquery_to_xml")
     found = {f["name"] for f in functions(db) if dynamic.search(without_literals(f["source"]))}
-    assert found == {"_ensure_partitions"}
+    assert found == {"_ensure_partition", "_drop_partitions"}
 
 
 def test_every_refusal_has_a_code_a_sentence_and_a_hint(db: Connection[DictRow]) -> None:

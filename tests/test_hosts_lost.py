@@ -76,7 +76,7 @@ def test_a_runner_that_was_stopped_and_wakes_after_its_lease_can_write_nothing(f
     assert value(sql, "select result #>> '{}' from tasks") == "second"
 
 
-@pytest.mark.parametrize("total", [5_000, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("total", [1_500, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_every_task_runs_exactly_once_with_16_runners_and_limits_hold(yard18: Yard, total: int) -> None:
     """The verbs under contention; what runners add is tested above."""
     sql = yard18.connect()
@@ -156,6 +156,7 @@ def own_server(temporary_home: Callable[[], Path], tmp_path: Path) -> Iterator[C
     cluster.stop("immediate")
 
 
+@pytest.mark.slow
 def test_postgres_restarted_under_load_loses_nothing_and_runners_go_on(own_server: Cluster, tmp_path: Path) -> None:
     total = 300
     with fleet_on(own_server.url(), tmp_path) as fleet:

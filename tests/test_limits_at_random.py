@@ -152,7 +152,7 @@ def test_whatever_providers_say_no_hot_account_is_used_and_one_canary_goes_at_a_
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=int(os.environ.get("TASKYARD_EXAMPLES", "12")),
+            max_examples=int(os.environ.get("TASKYARD_EXAMPLES", "8")),
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

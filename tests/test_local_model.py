@@ -73,6 +73,7 @@ def test_the_small_model_answers_and_its_tokens_are_counted(served: Served) -> N
     assert (usage.turns, usage.model) == (1, served.model)
 
 
+@pytest.mark.slow
 def test_a_prompt_asked_again_comes_from_the_cache(served: Served) -> None:
     settings = {"temperature": 0, "max_tokens": 1}
     asked = claim(served.base_url, settings, model=served.model, prompt="The grey cat sat on the mat. " * 15)
@@ -114,6 +115,7 @@ def test_the_server_is_found_with_its_model(served: Served) -> None:
     assert OpenAI().loaded({"base_url": served.base_url}, {}) is None  # it has one, and does not say so
 
 
+@pytest.mark.slow
 def test_real_models_are_swapped_by_the_shipped_file_and_the_orchestrator_stays(swapped: Site) -> None:
     base_url = swapped.start()
     wait_until(lambda: swapped.running().get("orchestrator") == "ready")
@@ -140,6 +142,7 @@ def test_real_models_are_swapped_by_the_shipped_file_and_the_orchestrator_stays(
     assert time.monotonic() - begun < 10  # by SIGTERM, for SIGKILL comes after 20 seconds
 
 
+@pytest.mark.slow
 def test_a_real_context_ends_as_a_context_overflow(swapped: Site) -> None:
     base_url = swapped.start()
     long = chat(claim(base_url, prompt="word " * 300))
@@ -152,6 +155,7 @@ def test_a_real_context_ends_as_a_context_overflow(swapped: Site) -> None:
     assert (endless.ending.usage.input_tokens or 0) + (endless.ending.usage.output_tokens or 0) >= 256
 
 
+@pytest.mark.slow
 def test_the_server_ends_with_the_context_and_with_its_parent() -> None:
     parent = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True)
     try:

@@ -15,6 +15,7 @@ from .zebra import neighbours
 COMMON = {
     "spend", "agents", "providers", "provider_limits", "runners", "runner_providers", "outcome_policies", "open_lanes", "ticker",
     "schema_migrations", "provider_caps", "provider_cap_usage", "prices", "fleet", "offers", "limits",
+    "retention", "database_health", "counted", "incarnation",
 }  # fmt: skip
 
 
@@ -42,6 +43,7 @@ def test_a_submitter_sees_nothing_of_other_scopes_in_any_table_or_view(yard: Yar
     assert {"tasks", "attempts", "transcript", "artifacts", "approvals", "task_history", "inbox", "scope_tree"} <= set(
         shown
     )
+    assert {"waits", "child_counts", "checkpoints", "handoffs", "verifications", "rejected_submissions"} <= set(shown)
     assert {name: texts for name, texts in shown.items() if texts} == {}
     assert column(submitter, "select prompt from tasks") == ["of home"]
     assert column(submitter, "select name from scopes order by 1") == ["home", "home/kid"]
@@ -115,7 +117,9 @@ def test_a_login_that_does_not_inherit_its_role_is_bound_all_the_same(yard: Yard
         assert {name: texts for name, texts in two.shown(login).items() if texts} == {}, role
 
 
-# {task}, {scope} and {approval} are of zebra, or do not exist at all; {mine} is a task of home.
+STATE = """{{"kind": "taskyard.checkpoint", "state": {{"status": "x", "progress": 0}}}}"""
+PACKET = """{{"kind": "taskyard.handoff", "prompt": "x", "packet": {{"target": "claude", "reason": "limit"}}}}"""
+# {task}, {scope}, {approval} and {handoff} are of zebra, or do not exist at all; {mine} is a task of home.
 FORBIDDEN = [
     "insert into tasks (prompt, scope) values ('x', '{scope}')",
     "select submit_task('x', 'shell', '{scope}')",
@@ -136,6 +140,11 @@ FORBIDDEN = [
     "select resume_scope('{scope}')",
     "select effective_scope('{scope}')",
     "select scope_allows('{scope}', 'read')",
+    "select say({task}, 'hello')",
+    "select export_checkpoint({task})",
+    f"select import_checkpoint({{task}}, '{STATE}')",
+    "select export_handoff({handoff})",
+    f"select import_handoff('{PACKET}', '{{scope}}')",
 ]  # fmt: skip
 
 
@@ -147,23 +156,25 @@ def test_what_is_not_yours_is_refused_as_if_it_did_not_exist(yard: Yard) -> None
 
     def contents() -> list[list[str]]:
         return [
-            column(two.admin, f"select t::text from {name} t order by 1") for name in ("tasks", "approvals", "scopes")
+            column(two.admin, f"select t::text from {name} t order by 1")
+            for name in ("tasks", "approvals", "scopes", "checkpoints", "handoffs", "waits")
         ]  # type: ignore[arg-type]
 
     before = contents()
     for statement in FORBIDDEN:
-        fake = refusal(submitter, statement.format(task=424242, scope="nowhere", approval=424242, mine=mine))
+        nothing = {"task": 424242, "scope": "nowhere", "approval": 424242, "handoff": 424242}
+        fake = refusal(submitter, statement.format(mine=mine, **nothing))
         for task, approval, scope in itertools.product(
             two.tasks.values(), two.approvals.values(), ("zebra", "zebra/foal", "default")
         ):
-            if scope == "default" and ("insert" in statement or "submit" in statement):
+            if scope == "default" and re.search("insert|submit|import", statement):
                 continue  # it is taken for unsaid there
-            call = statement.format(task=task, scope=scope, approval=approval, mine=mine)
+            call = statement.format(task=task, scope=scope, approval=approval, handoff=two.handoff, mine=mine)
             if call in asked:
                 continue
             asked.add(call)
             real = refusal(submitter, call)
-            assert told(real, task, scope, approval) == told(fake, 424242, "nowhere"), call
+            assert told(real, task, scope, approval, two.handoff) == told(fake, 424242, "nowhere"), call
             assert told(real)[0] in ("TY002", "TY006"), call
     assert len(asked) > 100
     assert contents() == before
@@ -192,7 +203,7 @@ def test_rows_of_others_are_neither_updated_nor_deleted(yard: Yard) -> None:
 
 
 @pytest.mark.parametrize("role", ["viewer", "submitter", "runner"])
-def test_nobody_but_an_administrator_writes_any_table_except_tasks(yard: Yard, role: str) -> None:
+def test_nobody_but_an_administrator_writes_any_table_except_tasks_and_schedules(yard: Yard, role: str) -> None:
     """Scopes, budgets, caps, prices, grants, approvals, usage: whatever keeps somebody within limits."""
     two = neighbours(yard)
     login = two.login("ann", role, *(["home"] if role != "runner" else []))
@@ -205,7 +216,10 @@ def test_nobody_but_an_administrator_writes_any_table_except_tasks(yard: Yard, r
                 "%(t)s", f"'taskyard.{table}'"
             ),  # type: ignore[arg-type]
         )
-        assert granted == (["insert", "update"] if (table, role) == ("tasks", "submitter") else []), table
+        written = (
+            {"tasks": ["insert", "update"], "schedules": ["insert", "update", "delete"]} if role == "submitter" else {}
+        )
+        assert granted == written.get(table, []), table
     for statement in (
         "update scopes set may_network = true, max_concurrency = null, paused_at = null",
         "update effective_scopes set permissions = '{network}'",
@@ -219,6 +233,17 @@ def test_nobody_but_an_administrator_writes_any_table_except_tasks(yard: Yard, r
         "update approvals set decision = 'approved', decided_at = now()",
         "update runners set sandbox = 'strict'",
         "delete from usage_charges",
+        "update waits set until = 'infinity'",
+        "update child_counts set in_minute = 0",
+        "insert into checkpoints values (1, 1, 1, 'x', 0, '{}', '[]', now())",
+        "update handoffs set target = 'shell'",
+        "update verifications set passed = true",
+        "delete from verifications",
+        "delete from rejected_submissions",
+        "update tasks set lent_priority = 1000",
+        "update tasks set stays_on = 'here'",
+        "update tasks set has_mail = false",
+        "insert into tasks (prompt, handoff_id) values ('x', 1)",
     ):
         assert told(refusal(login, statement))[0] == "42501", statement
 
@@ -307,6 +332,8 @@ def test_objects_of_the_same_names_in_front_of_ours_change_nothing(yard: Yard, p
             "scopes": "name text, parent text",
             "approvals": "id bigint, scope text",
             "runners": "id bigint, login text",
+            "handoffs": "id bigint, task_id bigint, to_task bigint",
+            "checkpoints": "task_id bigint, data jsonb",
         }.items():
             ann.execute(f"create table {schema}.{table} ({columns})".encode())
         ann.execute(
@@ -335,6 +362,8 @@ def test_objects_of_the_same_names_in_front_of_ours_change_nothing(yard: Yard, p
         f"cancel_task({two.tasks['queued']})", f"retry_task({two.tasks['failed']})", f"explain_task({two.tasks['queued']})",
         f"approve({two.approvals['permission']})", f"deny({two.approvals['question']})", "effective_scope('zebra')",
         "pause_scope('zebra')", "submit_task('x', 'shell', 'zebra')", "pause_provider('command')", "grant_scope('x', 'zebra')",
+        f"say({two.tasks['queued']}, 'x')", f"export_checkpoint({two.tasks['handed']})", f"export_handoff({two.handoff})",
+        f"import_checkpoint({two.tasks['queued']}, '{STATE.format()}')", f"import_handoff('{PACKET.format()}', 'zebra')",
     ):  # fmt: skip
         error = refusal(ann, f"select taskyard.{call}")
         assert told(error)[0] in ("TY002", "TY006"), call

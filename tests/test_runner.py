@@ -1,6 +1,7 @@
 """What a runner promises about the work it starts."""
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,6 +114,7 @@ def test_a_command_that_does_not_exist_fails_with_a_sentence(fleet: Fleet, sql: 
     assert "No such file" in str(ended(sql, 1)["error"])
 
 
+@pytest.mark.slow
 def test_past_its_timeout_all_that_it_started_is_ended(fleet: Fleet, sql: Connection[DictRow]) -> None:
     fleet.start("a")
     task = submit(sql, "trap '' TERM; (trap '' TERM; exec sleep 301.25) & wait; sleep 302.25", timeout="2 seconds")
@@ -150,6 +152,27 @@ def test_output_is_readable_within_a_second_while_the_command_runs(fleet: Fleet,
     took = until(lambda: column(sql, "select body from transcript") == ["first\n"], 5)
     assert took < 1.5
     sql.execute("select cancel_task(%s)", (task,))
+
+
+@pytest.mark.timed
+def test_a_task_that_is_committed_as_a_runner_falls_asleep_is_found_soon(
+    fleet: Fleet, yard18: Yard, sql: Connection[DictRow]
+) -> None:
+    """Who inserts sees nobody sleep, and notifies nobody; the runner sees no task, and sleeps; then comes the commit."""
+    asleep = (
+        "select count(*) from pg_locks l join pg_database d on d.oid = l.database and d.datname = current_database()"
+        " where l.locktype = 'advisory' and l.classid = 742102 and l.mode = 'ShareLock'"
+    )
+    fleet.start("a", "--slots", "1")
+    until(lambda: value(sql, asleep) == 1)
+    first = submit(sql, "sleep 2")
+    until(lambda: status(sql, first) == "running" and value(sql, asleep) == 0)
+    writer = yard18.connect()
+    with writer.transaction():
+        task = value(writer, "insert into tasks (prompt, agent) values ('echo found', 'shell') returning id")
+        until(lambda: status(sql, first) == "completed" and value(sql, asleep) == 1)
+        time.sleep(2)
+    until(lambda: status(sql, task) == "completed", 8)  # and not after a poll
 
 
 def test_nul_bytes_and_broken_utf8_in_the_output_do_no_harm(fleet: Fleet, sql: Connection[DictRow]) -> None:

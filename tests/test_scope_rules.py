@@ -257,7 +257,7 @@ def test_create_child_alone_needs_no_sandbox(home: Connection[DictRow]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        ("p_protocol => 1", "TY009"), ("p_protocol => 2", "TY009"), ("p_protocol => 4", "TY009"),
+        ("p_protocol => 1", "TY009"), ("p_protocol => 3", "TY009"), ("p_protocol => 5", "TY009"),
         ("""p_sandbox => '{"level": "loose"}'""", "TY001"), ("p_sandbox => '{}'", "TY001"), ("p_sandbox => null", "TY001"),
         ("""p_sandbox => '{"trouble": "x"}'""", "TY001"), ("""p_sandbox => '"strict"'""", "TY001"),
     ],

@@ -64,8 +64,12 @@ def test_a_running_task_is_explained(db: Connection[DictRow]) -> None:
     assert explained(db, task) == [first, "No output yet."]
     db.execute("select heartbeat(%s, %s, array[_now() - interval '5 seconds'])", [runner, [attempt]])
     assert explained(db, task) == [first, "Last output 5s ago."]
+    db.execute("select report_progress(%s, 0.5::real, 'half of it')", [attempt])
+    said = "Says that it is at: half of it (50 %)"
+    assert explained(db, task) == [first, "Last output 0s ago.", said]
+    assert column(db, "select task from now_running") == ["half of it"]
     db.execute("select cancel_task(%s, 'enough')", [task])
-    assert explained(db, task) == [first, "Is being stopped: enough"]
+    assert explained(db, task) == [first, "Is being stopped: enough", said]
     other = insert(db)
     claim(db, runner)
     advance(db, seconds=40)
@@ -205,6 +209,11 @@ def test_a_queued_task_is_explained_reason_by_reason(db: Connection[DictRow]) ->
     assert why("update agents set max_concurrency = 1", "update agents set max_concurrency = null") == [
         "Agent shell runs 1 of at most 1."
     ]
+    stays = (
+        "set role taskyard_owner; update tasks set stays_on = {}, stays_until = {} where status = 'queued'; reset role"
+    )
+    (said,) = why(stays.format("'mill'", "_now() + interval '1 min'"), stays.format("null", "null"))
+    assert re.fullmatch(r"It stays on mill, where its session is, for (1m|\d+s) more at most\.", said)
     assert why("update tasks set workspace = '/w' where status = 'queued'") == [f"Task {other} uses the workspace /w."]
 
 
@@ -216,7 +225,8 @@ def test_every_reason_of_explain_task_is_tested_here(db: Connection[DictRow]) ->
     patterns: list[str] = re.findall(r"(?:format\(\s*|then |else |return next )'((?:[^']|''){9,})'", source)
     sentences = {pattern.replace("''", "'") for pattern in patterns} - {"There is no task %s.", "10,000 or more"}
     assert len(sentences) > 20
-    tests = re.sub(r'"\s*r?f?"', "", Path(__file__).read_text()).replace("\\", "")
+    files = [Path(__file__).with_name(name) for name in ("test_screens.py", "test_handoffs.py", "test_waits.py")]
+    tests = re.sub(r'"\s*r?f?"', "", "".join(file.read_text() for file in files)).replace("\\", "")
     for sentence in sentences:
         piece = max(sentence.split("%s"), key=len).strip(" .:")
         assert piece in tests, sentence

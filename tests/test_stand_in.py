@@ -220,6 +220,7 @@ def tokens(name: str, ran: Ran) -> tuple[int, int, int]:
             return usage["input"] + usage["cache"]["read"], usage["cache"]["read"], usage["output"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_tool_prints_the_answer_and_its_tokens(name: str, desk: Desk, api: StandIn) -> None:
     account = api.account("a").script(text("hello from the other side", tokens=Tokens(2000, 500, 70)))

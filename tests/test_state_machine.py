@@ -24,6 +24,7 @@ from psycopg.types.json import Jsonb
 from .clock import Clock
 from .conftest import Yard, column, rows, value
 from .watched_claims import claim_watched
+from .yardwork import misfiled
 
 LIMITS = {"one": 1, "two": 2}
 OUTCOMES = [
@@ -40,6 +41,10 @@ OUTCOMES = [
     "network",
     "unauthenticated",
     "session_lost",
+    "waiting",
+    "waiting",
+    "handed_off",
+    "verify_failed",
 ]
 
 # Each query lists what must not be; a name, and why it must not.
@@ -55,8 +60,24 @@ FORBIDDEN: dict[str, Any] = {
             select count(*) from scheduled_tasks s where s.task_id = t.id and s.run_at = t.run_at)""",
     "scheduled_tasks holds nothing else": """
         select s.task_id from scheduled_tasks s left join tasks t on t.id = s.task_id where t.status is distinct from 'scheduled'""",
-    "a task is blocked exactly while dependencies of it are unfinished": """
-        select t.id from tasks t where (t.status = 'blocked') <> exists (select from task_dependencies d where d.task_id = t.id)""",
+    "a task is blocked exactly while dependencies of it are unfinished, or it waits for others": """
+        select t.id from tasks t where (t.status = 'blocked') <> exists (select from task_dependencies d where d.task_id = t.id)
+            and not exists (select from waits w where w.task_id = t.id and w.over_at is null and t.status in ('running', 'waiting'))""",
+    "no circle of tasks that wait for each other": """
+        with recursive above (id, start) as (
+            select depends_on, task_id from task_dependencies
+            union select d.depends_on, a.start from above a join task_dependencies d on d.task_id = a.id)
+        select start from above where id = start""",
+    "a task that was handed over ends with the one that went on with it": """
+        select t.id from handoffs h join waits w on w.task_id = h.task_id and w.attempt_id = h.attempt_id
+        join tasks t on t.id = h.task_id join tasks n on n.id = h.to_task
+        where t.status = 'waiting' and n.status >= 'completed'""",
+    "no attempt that is over has a packet that nobody took": """
+        select h.id from handoffs h join attempts a on a.id = h.attempt_id join tasks t on t.id = h.task_id
+        where h.to_task is null and a.outcome not in ('completed', 'cancelled') and a.agent <> 'auto'
+            and t.cancel_requested_at is null and t.attempt_count = a.number and t.failure_count = 0""",
+    "a child lies in the scope of its parent, or below it": """
+        select t.id from tasks t join tasks p on p.id = t.parent_id join effective_scopes e on e.name = t.scope where p.scope <> all(e.path)""",
     "every unfinished dependency of a blocked task is listed, unless its end was ignored once": """
         select t.id from tasks t cross join unnest(t.depends_on) x (id) join tasks d on d.id = x.id
         where t.status = 'blocked' and d.status < 'completed' and t.on_dependency_failure = 'fail'
@@ -90,8 +111,8 @@ FORBIDDEN: dict[str, Any] = {
         select t.id from tasks t cross join unnest(t.depends_on) x (id) join tasks d on d.id = x.id
         where t.status in ('running', 'completed') and t.on_dependency_failure = 'fail' and d.status <> 'completed'
             and d.cancel_requested_at is null and d.attempt_count <= 1 and d.failure_count = 0 and d.status < 'completed'""",
-    "a completed task completed once, apart from the question which agent it is for": """
-        select t.id from tasks t where t.status = 'completed' and (
+    "a completed task completed once, or was handed over, apart from the question which agent it is for": """
+        select t.id from tasks t where t.status = 'completed' and not exists (select from handoffs h where h.task_id = t.id) and (
             select count(*) from attempts a where a.task_id = t.id and a.outcome = 'completed' and a.agent <> 'auto') <> 1""",
     "no limit and no question about the agent counts as an attempt": """
         select a.id from attempts a join outcome_policies p on p.outcome = a.outcome::text
@@ -170,9 +191,10 @@ class YardMachine(RuleBasedStateMachine):
         self.names += 1
         return value(
             self.db,
-            "select register_runner(%s, 4, '{}', %s, p_lease => '1 minute')",
+            "select register_runner(%s, 4, '{}', %s, p_lease => '1 minute', p_host => %s)",
             f"r{self.names}",
             offers(*providers, "command", account=account),
+            f"host-{self.names % 2}",
         )
 
     @rule(
@@ -216,10 +238,14 @@ class YardMachine(RuleBasedStateMachine):
     @rule(target=claims, runner=runners, n=st.integers(1, 5))
     def claim(self, runner: int, n: int) -> Any:
         try:
-            return multiple(*claim_watched(self.db, runner, n))
+            claimed = claim_watched(self.db, runner, n)
         except psycopg.Error as error:
             assert error.sqlstate == "TY007"
-            return multiple(*list[int]())
+            claimed = []
+        here = value(self.db, "select host from runners where id = %s", runner)
+        stays = "select t.stays_on from tasks t where t.attempt_id = any(%s) and t.stays_on <> %s and t.stays_until > _now()"
+        assert rows(self.db, stays, claimed, here) == []
+        return multiple(*claimed)
 
     @rule(target=claims, runner=runners)
     def wait_out(self, runner: int) -> Any:
@@ -256,6 +282,10 @@ class YardMachine(RuleBasedStateMachine):
     )
     def complete(self, attempt: int, outcome: str, resets_in: int | None) -> Any:
         live = value(self.db, "select outcome is null from attempts where id = %s", attempt)
+        if outcome == "handed_off" and not value(
+            self.db, "select count(*) from handoffs where attempt_id = %s", attempt
+        ):
+            outcome = "waiting"
         if live:
             self.db.execute(
                 "select complete_task(%s, %s, p_error => 'as drawn', p_window => jsonb_build_object('name', 'w', 'resets_at',"
@@ -265,6 +295,36 @@ class YardMachine(RuleBasedStateMachine):
         else:
             self.refused(attempt)
         return attempt
+
+    @rule(target=tasks, attempt=claims, count=st.integers(1, 3), agent=st.sampled_from(["shell", "routed", "auto"]))
+    def spawn(self, attempt: int, count: int, agent: str) -> Any:
+        """Children of what an attempt works on; the same ones when it asks again."""
+        made: list[int] = []
+        for n in range(count):
+            child = Jsonb({"prompt": f"part {n}", "agent": agent, "max_attempts": 2})
+            if answer := self.allowing("TY004 TY005 TY006", "select spawn_task(%s, %s)", attempt, child):
+                made.append(answer["task"])
+        return multiple(*made)
+
+    @rule(attempt=claims, data=st.data(), seconds=st.sampled_from([5, 60, 7200]), mail=st.booleans())
+    def wait(self, attempt: int, data: Any, seconds: int, mail: bool) -> None:
+        known = column(self.db, "select id from tasks order by id")
+        others: list[int] = (
+            data.draw(st.lists(st.sampled_from(known), min_size=0 if mail else 1, max_size=3)) if known else []
+        )
+        self.allowing(
+            "TY001 TY002 TY003 TY005", "select wait_for(%s, %s::bigint[], %s, %s * interval '1 second')", attempt, others, mail, seconds
+        )  # fmt: skip
+
+    @rule(attempt=claims, target_agent=st.sampled_from(["shell", "routed"]), summed_up=st.booleans())
+    def hand_over(self, attempt: int, target_agent: str, summed_up: bool) -> None:
+        packet = {"target": target_agent, "reason": "limit", **({"context_summary": "So far."} if summed_up else {})}
+        if value(self.db, "select agent not in ('auto', 'summary') from attempts where id = %s", attempt):
+            self.allowing("TY004 TY005", "select handoff_task(%s, %s)", attempt, Jsonb(packet))
+
+    @rule(task=tasks)
+    def cancel_alone(self, task: int) -> None:
+        self.allowing("TY004", "select cancel_task(%s, 'alone', false)", task)
 
     @rule(target=stale, attempt=consumes(claims))
     def release(self, attempt: int) -> Any:
@@ -280,6 +340,10 @@ class YardMachine(RuleBasedStateMachine):
             "select complete_task(%s, 'completed', '\"stale\"')",
             "select release_task(%s)",
             'select append_transcript(%s, \'[{"seq": 1, "kind": "output", "body": "stale"}]\')',
+            'select spawn_task(%s, \'{"prompt": "stale"}\')',
+            "select wait_for(%s, '{}', true)",
+            'select handoff_task(%s, \'{"target": "shell", "reason": "limit"}\')',
+            'select save_checkpoint(%s, \'{"status": "stale", "progress": 1}\')',
         ):
             with pytest.raises(psycopg.Error) as refusal:
                 self.db.execute(verb, (attempt,))
@@ -292,6 +356,9 @@ class YardMachine(RuleBasedStateMachine):
             rows(self.db, "select * from tasks order by id"),
             rows(self.db, "select * from attempts order by id"),
             rows(self.db, "select * from transcript order by attempt_id, seq"),
+            rows(self.db, "select w::text from waits w order by task_id"),
+            rows(self.db, "select * from handoffs order by id"),
+            rows(self.db, "select * from checkpoints order by task_id, attempt_id, version"),
         ]
 
     @rule(runner=runners)
@@ -326,9 +393,11 @@ class YardMachine(RuleBasedStateMachine):
 
     @rule(task=tasks, seconds=st.sampled_from([None, 45]))
     def postpone(self, task: int, seconds: int | None) -> None:
-        self.db.execute(
+        self.allowing(
+            "TY004",
             "update tasks set run_at = _now() + %s * interval '1 second' where id = %s and status <> 'running'",
-            (seconds, task),
+            seconds,
+            task,
         )
 
     @rule(scope=st.sampled_from(["default", "one", "two"]), paused=st.booleans())
@@ -341,11 +410,15 @@ class YardMachine(RuleBasedStateMachine):
         if ticks:
             self.db.execute("select tick()")
 
-    def allowing(self, code: str, query: Any, *parameters: object) -> None:
+    def allowing(self, codes: str, query: Any, *parameters: object) -> Any:
+        """What it answers; None where it is refused for one of these reasons, or answers nothing."""
         try:
-            self.db.execute(query, parameters)
+            done = self.db.execute(query, parameters)
         except psycopg.Error as error:
-            assert error.sqlstate == code, error
+            assert error.sqlstate in codes.split(), error
+            return None
+        row = done.fetchone() if done.description else None
+        return next(iter(row.values())) if row else None
 
     @invariant()
     def nothing_forbidden(self) -> None:
@@ -353,6 +426,7 @@ class YardMachine(RuleBasedStateMachine):
             return
         for promise, query in FORBIDDEN.items():
             assert column(self.db, query) == [], promise
+        assert misfiled(self.db) == []
 
 
 def test_whatever_runners_and_people_do_the_invariants_hold_and_everything_ends(yard: Yard) -> None:
@@ -363,7 +437,7 @@ def test_whatever_runners_and_people_do_the_invariants_hold_and_everything_ends(
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=int(os.environ.get("TASKYARD_EXAMPLES", "12")),
+            max_examples=int(os.environ.get("TASKYARD_EXAMPLES", "8")),
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

@@ -216,7 +216,7 @@ def test_a_running_task_cannot_be_edited(db: Connection[DictRow]) -> None:
         "depends_on": f"array[{task}::bigint]", "on_dependency_failure": "'run'", "payload": "'1'",
         "workspace": "'/w'", "verify": "'make test'", "requires": "'{gpu}'", "provider": "'command'", "model": "'m'",
         "on_limit": "'wait'", "max_attempts": "9", "timeout": "'1 hour'", "status": "'queued'",
-        "output_schema": "'{}'",
+        "output_schema": "'{}'", "repository": "'/r'", "base": "'main'", "push_to": "'origin'",
     }  # fmt: skip
     assert sorted(changes) == sorted(editable)
     db.execute("insert into scopes (name, parent) values ('other', 'default')")

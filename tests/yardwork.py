@@ -31,9 +31,27 @@ MISFILED = """
     select 'scheduled, but not among them', t.id from tasks t
     where t.status = 'scheduled' and not exists (select from scheduled_tasks s where s.task_id = t.id)
     union all
-    select 'waits for a dependency, but is not blocked', d.task_id
+    select 'waits for a task, but neither is blocked by it nor has asked to wait', d.task_id
     from task_dependencies d left join tasks t on t.id = d.task_id
-    where (t.status = 'blocked' and d.depends_on = any(t.depends_on)) is not true
+    left join waits w on w.task_id = d.task_id and w.over_at is null
+    where (
+        (t.status = 'blocked' and d.depends_on = any(t.depends_on))
+        or (t.status in ('running', 'waiting') and d.depends_on = any(w.tasks))) is not true
+    union all
+    select 'waits for nothing', t.id from tasks t
+    where t.status = 'waiting'
+        and not exists (select from approvals a where a.task_id = t.id and a.decision is null)
+        and not exists (
+            select from waits w where w.task_id = t.id and w.over_at is null
+                and (w.for_mail or exists (select from task_dependencies d where d.task_id = t.id)))
+    union all
+    select 'waits for what has ended', d.task_id
+    from task_dependencies d join tasks e on e.id = d.depends_on join tasks t on t.id = d.task_id
+    where e.status >= 'completed' and t.status = 'waiting'
+    union all
+    select 'has ended or is queued, but waits', w.task_id
+    from waits w join tasks t on t.id = w.task_id
+    where w.over_at is null and t.status not in ('running', 'waiting')
     union all
     select 'blocked by nothing', t.id from tasks t
     where t.status = 'blocked' and not exists (select from task_dependencies d where d.task_id = t.id)
@@ -43,7 +61,10 @@ MISFILED = """
     union all
     select 'in a lane of others', t.id from tasks t join lanes l on l.id = t.lane_id
     where t.status = 'queued' and (l.scope, l.agent, l.priority, l.requires, l.exclusive)
-        is distinct from (t.scope, t.agent, t.priority, t.requires, t.workspace is not null and t.agent <> 'auto')
+        is distinct from (
+            t.scope, t.agent, greatest(t.priority, t.lent_priority),
+            case when t.stays_on is null then t.requires else t.requires || ('@' || t.stays_on) end,
+            t.workspace is not null and t.agent <> 'auto')
 """
 
 

@@ -22,6 +22,7 @@ class Neighbours:
     tasks: dict[str, int]
     attempts: dict[str, int]
     approvals: dict[str, int]
+    handoff: int
     marks: re.Pattern[str]
 
     def login(self, name: str, role: str, *scopes: str) -> Connection[DictRow]:
@@ -65,9 +66,21 @@ def neighbours(yard: Yard) -> Neighbours:
     )
     admin.execute("insert into routing_rules (pattern, scope, agent) values ('zebra', 'zebra', 'shell')")
     yard.login("zebra", "submitter", "zebra")
+    admin.execute('insert into templates (name, task) values (\'zebra\', \'{"prompt": "x", "scope": "zebra"}\')')
+    admin.execute(
+        "insert into push_targets (name, kind, url, scope) values ('zebra', 'webhook', 'http://127.0.0.1:9/zebra', 'zebra')"
+    )
+    admin.execute(
+        "insert into schedules (name, at, scope, task) values ('zebra', '2999-01-01', 'zebra', '{\"prompt\": \"zebra\"}')"
+    )
+    admin.execute(
+        "insert into archived_tasks (archived_at, id, prompt, agent, scope, status, priority, created_by, created_at, finished_at, attempts)"
+        " values (now(), 1, 'zebra', 'shell', 'zebra', 'completed', 0, 'zebra', now(), now(), '[]')"
+    )
     insert(admin, "of home", scope="home")
     admin.execute("set role taskyard_owner")
     admin.execute(f"alter table tasks alter id restart with {FIRST_TASK}".encode())
+    admin.execute("insert into counters values ('attempts', '{\"scope\": \"zebra\"}', 1)")
     admin.execute("reset role")
     runner = register(admin, "mill", slots=50)
 
@@ -104,6 +117,23 @@ def neighbours(yard: Yard) -> Neighbours:
     assert claim(admin, runner, 1)[0]["scope"] == "home"  # and the one that has no directory stepped aside
     tasks["cancelled"] = zebra("cancelled")
     admin.execute("select cancel_task(%s, 'zebra why')", [tasks["cancelled"]])
+    tasks["waiting"], attempts["waiting"] = running("waiting", priority=100)
+    tasks["child"] = value(
+        admin, "select (spawn_task(%s, %s) ->> 'task')::bigint", attempts["waiting"], Jsonb({"prompt": "zebra child", "run_at": "2999-01-01"})
+    )  # fmt: skip
+    admin.execute("select wait_for(%s, array[%s::bigint])", [attempts["waiting"], tasks["child"]])
+    end(admin, attempts["waiting"], "waiting")
+    tasks["handed"], attempts["handed"] = running("handed", priority=100, verify="zebra verify")
+    admin.execute(
+        "select save_checkpoint(%s, %s)", [attempts["handed"], Jsonb({"status": "zebra state", "progress": 0.5})]
+    )
+    admin.execute("select report_verification(%s, false, 1, 'zebra output', '1 s')", [attempts["handed"]])
+    packet = {"target": "gemini", "reason": "limit", "context_summary": "zebra summary"}
+    handoff = value(admin, "select handoff_task(%s, %s)", attempts["handed"], Jsonb(packet))
+    end(admin, attempts["handed"], "handed_off")
+    tasks["successor"] = value(admin, "select to_task from handoffs where id = %s", handoff)
+    admin.execute("select say(%s, 'zebra mail')", [tasks["child"]])
+    admin.execute("select pgmq.send('inbox', %s)", [Jsonb({"zebra": "no task"})])
     tasks["spender"], attempts["spender"] = running("spender", priority=100)
     tasks["last"], attempts["last"] = running("last", priority=100)
     end(admin, attempts["spender"], usage=Jsonb({"cost_usd": 0.5}))
@@ -112,9 +142,11 @@ def neighbours(yard: Yard) -> Neighbours:
     end(admin, attempts["last"])  # in usage_charges until the next tick
     budget = value(admin, "select id from approvals where kind = 'budget'")
     admin.execute("select pause_scope('zebra/foal', 'zebra tired')")
+    admin.execute("select next_pushes()")
     marks = re.compile(
         "|".join(["zebra", b"zebra".hex(), r"\b7770000\d\d\b", *map(str, attempts.values())]), re.IGNORECASE
     )
     return Neighbours(
-        yard, admin, runner, tasks, attempts, {"permission": permission, "question": question, "budget": budget}, marks
-    )
+        yard, admin, runner, tasks, attempts, {"permission": permission, "question": question, "budget": budget},
+        handoff, marks,
+    )  # fmt: skip

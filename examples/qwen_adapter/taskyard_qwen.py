@@ -12,6 +12,7 @@ Then add a provider: `insert into taskyard.providers (name, adapter, settings) v
 Left out to stay short: sessions (emit a Session, and resume claim.session_id in prepare()) and answers in JSON.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -19,10 +20,12 @@ from typing import Any
 
 from taskyard.runner.adapters import Adapter, BadSettings, CannotRun, Exit, Launch, Offer, Reading, Run, Seen, Upstream
 from taskyard.runner.adapters.confined import PLACEHOLDER, bearer
+from taskyard.runner.adapters.homes import write
 from taskyard.runner.adapters.models import account
 from taskyard.runner.adapters.programs import start
 from taskyard.runner.adapters.prompts import message
 from taskyard.runner.adapters.tools import ToolSettings, count, find, gist, json_line, said, version
+from taskyard.runner.channel import CONNECT_TIMEOUT, NAME
 from taskyard.runner.verbs import Ending, Usage, Window
 
 OPENAI = "https://api.openai.com/v1"
@@ -71,6 +74,17 @@ class Qwen(Adapter):
             argv += ["--append-system-prompt", claim.system_prompt]
         if claim.max_turns is not None:
             argv += ["--max-session-turns", str(claim.max_turns)]
+        if run.channel is not None:
+            # The agent's way to the yard: an MCP server of this attempt's own, used without asking, and no other one.
+            # Its token goes into a file, since arguments are seen by everybody on the host.
+            server = {
+                "httpUrl": run.channel.url,
+                "headers": {"Authorization": f"Bearer {run.channel.token}"},
+                "trust": True,
+                "discoveryTimeoutMs": CONNECT_TIMEOUT * 1000,  # its own 5 seconds are too few for a busy host
+            }
+            write(run.home, "mcp.json", json.dumps({"mcpServers": {NAME: server}}))
+            argv += ["--mcp-config", str(run.home / "mcp.json"), "--allowed-mcp-server-names", NAME]
         # Nothing of the runner's environment reaches the child by itself: pass on what the tool needs, and no more.
         key = run.environ.get(tool.api_key_env or "OPENAI_API_KEY")
         env = {"HOME": str(run.home), "OPENAI_API_KEY": key or "local"}

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from ..channel import Address
 from ..verbs import Claim, Ending, Usage, Window
 
 
@@ -46,6 +47,7 @@ class Run:
     attempt, so that a later attempt here can resume the session: configuration and state of the tool go there.
     `environ` is the runner's own environment, to take credentials from; nothing of it reaches the child by itself.
     `gateway` is where a sandboxed child finds the API of Launch.upstream (http://127.0.0.1:3101); None without one.
+    `channel` is an MCP server of ours that the tool is to be configured with, and with no other; None: there is none.
     Both folders have the same path within. An agent before may have filled `home` with links and pipes: it is written
     and read with homes.py only.
     """
@@ -55,6 +57,7 @@ class Run:
     home: Path
     environ: Mapping[str, str]
     gateway: str | None = None
+    channel: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
+from ..channel import CALL_TIMEOUT, CONNECT_TIMEOUT, NAME
 from ..sandbox.logins import LoginFile
 from ..verbs import Claim
 from . import confined, homes, programs
@@ -29,6 +30,7 @@ from .prompts import message
 from .tools import ToolSettings, check_arguments, find, fingerprint, folder, located, version
 
 SESSIONS = UUID("6f0c63f8-4d8e-5d0c-9d2a-0f6c6a1c7b55")  # namespace of the ids that attempts give to their sessions
+SERVERS = "mcp-servers.json"
 STDIN_LIMIT = 10_000_000  # bytes; the tool refuses more
 PROFILE_LIMIT = 4 << 20  # bytes of .claude.json
 
@@ -98,6 +100,9 @@ class Claude(Adapter):
             raise CannotRun(f"The prompt has {len(stdin)} bytes, and Claude Code takes {STDIN_LIMIT}.")
         env = {"CLAUDE_CONFIG_DIR": str(run.home), "CLAUDE_CODE_MAX_RETRIES": str(tool.retries)}
         env |= dict.fromkeys(QUIET, "1") | who.env
+        env["MCP_TIMEOUT"] = str(CONNECT_TIMEOUT * 1000)
+        env["MCP_TOOL_TIMEOUT"] = str(CALL_TIMEOUT * 1000)  # milliseconds
+        env["ENABLE_TOOL_SEARCH"] = "false"  # else the channel's tools are hidden until the model searches for them
         model = run.claim.model or tool.model
         if tool.base_url:
             env[ADDRESS] = tool.base_url
@@ -119,6 +124,7 @@ class Claude(Adapter):
             "stream-json",
             "--verbose",
             *arguments(run.claim, model, jailed=run.gateway is not None),
+            *_channel(run),
             *tool.args,
         ]
         check_arguments(argv)
@@ -138,6 +144,15 @@ class Claude(Adapter):
 
     def read(self, run: Run) -> ClaudeReading:
         return ClaudeReading(run.claim, session_of(run.claim))
+
+
+def _channel(run: Run) -> list[str]:
+    """Flags for the channel, whose tools nobody is asked about. The list of allowed may be given more than once."""
+    if run.channel is None:
+        return []
+    server = {"type": "http", "url": run.channel.url, "headers": {"Authorization": f"Bearer {run.channel.token}"}}
+    homes.write(run.home, SERVERS, json.dumps({"mcpServers": {NAME: server}}))
+    return ["--mcp-config", str(run.home / SERVERS), "--allowedTools", f"mcp__{NAME}"]
 
 
 def behind(gateway: str, env: Mapping[str, str]) -> tuple[dict[str, str], Upstream]:

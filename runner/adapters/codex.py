@@ -20,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from ..channel import CALL_TIMEOUT, CONNECT_TIMEOUT, NAME, TOKEN, Address
 from ..sandbox.logins import LoginFile
 from ..verbs import Claim
 from . import confined, homes, programs
@@ -100,7 +101,13 @@ class Codex(Adapter):
         if "env_key" in who.provider and who.key:
             env[KEY] = who.key
         words, needed = _start(run, executable)
-        argv = [*words, "exec", *arguments(run.claim, tool, who, run.home, run.gateway is not None), *tool.args]
+        argv = [
+            *words,
+            "exec",
+            *arguments(run.claim, tool, who, run.home, run.gateway is not None),
+            *_channel(run.channel),
+            *tool.args,
+        ]
         if run.claim.session_id:
             argv.append(run.claim.session_id)
         check_arguments(argv)
@@ -147,6 +154,21 @@ def arguments(claim: Claim, tool: ToolSettings, who: Login, home: Path, jailed: 
     if claim.output_schema is not None:
         flags += ["--output-schema", str(home / SCHEMA)]
     return flags
+
+
+def _channel(channel: Address | None) -> list[str]:
+    """Settings for the channel, whose tools nobody is asked about. Its token is in a variable of the child's."""
+    if channel is None:
+        return []
+    settings: dict[str, str | int | bool] = {
+        "url": channel.url,
+        "bearer_token_env_var": TOKEN,
+        "default_tools_approval_mode": "approve",
+        "startup_timeout_sec": CONNECT_TIMEOUT,
+        "tool_timeout_sec": CALL_TIMEOUT,
+        "required": True,
+    }
+    return [word for key, value in settings.items() for word in ("-c", f"mcp_servers.{NAME}.{key}={_toml(value)}")]
 
 
 def behind(gateway: str, who: Login) -> tuple[Login, Upstream]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
+from ..channel import CALL_TIMEOUT, NAME, Address
 from ..sandbox.logins import LoginFile
 from ..verbs import Claim
 from . import confined, homes, json_answers, models, programs, prompts
@@ -95,7 +96,9 @@ class Gemini(Adapter):
         if len(text) > STDIN_LIMIT:
             raise CannotRun("The prompt is larger than 8 MiB, which is all that Gemini CLI reads.")
 
-        homes.write(run.home, ".gemini/settings.json", json.dumps(configuration(claim, tool, found), indent=2))
+        homes.write(
+            run.home, ".gemini/settings.json", json.dumps(configuration(claim, tool, found, run.channel), indent=2)
+        )
         shared = _shared(run, found)
         for file in GOOGLE_ACCOUNT:
             # A link: the tool writes refreshed tokens through it, for all runs of this login.
@@ -124,7 +127,8 @@ class Gemini(Adapter):
                 *(*words, "-o", "stream-json", "-m", claim.model or tool.model or DEFAULT_MODEL),
                 *("--resume" if claim.session_id else "--session-id", session),
                 *("--approval-mode", approval_mode(claim.permissions)),
-                *("--allowed-mcp-server-names", "none"),  # else those of the workspace's settings are started
+                # Else those of the workspace's settings are started.
+                *("--allowed-mcp-server-names", "none" if run.channel is None else NAME),
                 *tool.args,
             ],
             text,
@@ -198,13 +202,14 @@ def approval_mode(permissions: list[str]) -> str:
     return "auto_edit" if "write" in permissions else "default"
 
 
-def configuration(claim: Claim, tool: ToolSettings, found: Login) -> dict[str, Any]:
+def configuration(claim: Claim, tool: ToolSettings, found: Login, channel: Address | None = None) -> dict[str, Any]:
     """The tool's settings.json."""
     refused = {"write": WRITING, "execute": EXECUTING, "network": NETWORKING}
     excluded = [name for permission, names in refused.items() if permission not in claim.permissions for name in names]
     tools: dict[str, Any] = {"exclude": excluded}
     if claim.tools is not None:
-        tools["core"] = claim.tools
+        # The list is of all tools, those of servers included.
+        tools["core"] = [*claim.tools, *(() if channel is None else (f"mcp_{NAME}_*",))]
     return {
         "security": {"auth": {"selectedType": found.kind}},
         "privacy": {"usageStatisticsEnabled": False},
@@ -213,8 +218,14 @@ def configuration(claim: Claim, tool: ToolSettings, found: Login) -> dict[str, A
         "advanced": {"ignoreLocalEnv": True},  # else the workspace's .env could name another server for the key
         "hooksConfig": {"enabled": False},
         "tools": tools,
+        **({} if channel is None else {"mcpServers": {NAME: _server(channel)}}),
         **({} if claim.max_turns is None else {"model": {"maxSessionTurns": claim.max_turns}}),
     }
+
+
+def _server(channel: Address) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {channel.token}"}
+    return {"httpUrl": channel.url, "headers": headers, "trust": True, "timeout": CALL_TIMEOUT * 1000}
 
 
 def prompt(claim: Claim) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from ..channel import CALL_TIMEOUT, NAME, Address
 from ..verbs import Claim
 from . import confined, homes, json_answers, models, programs, prompts
 from .base import Adapter, BadSettings, CannotRun, Launch, Offer, Run, Upstream
@@ -130,6 +131,7 @@ def configuration(run: Run, tool: ToolSettings, model: str) -> dict[str, Any]:
         "share": "disabled",
         "instructions": instructions,
         "permission": permission(run.claim, jailed=run.gateway is not None),
+        "mcp": {} if run.channel is None else {NAME: _server(run.channel)},
         "provider": {
             PROVIDER: {
                 "npm": "@ai-sdk/openai-compatible",
@@ -141,13 +143,18 @@ def configuration(run: Run, tool: ToolSettings, model: str) -> dict[str, Any]:
     }
 
 
+def _server(channel: Address) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {channel.token}"}
+    return {"type": "remote", "url": channel.url, "headers": headers, "oauth": False, "timeout": CALL_TIMEOUT * 1000}
+
+
 def permission(claim: Claim, jailed: bool = False) -> dict[str, str]:
     """allow or deny for each tool, never ask: a question is answered with no, and ends the run as if it had succeeded.
 
     The last rule that fits a tool holds.
     """
     rules = {"*": "allow" if claim.tools is None else "deny"}
-    rules |= dict.fromkeys(claim.tools or (), "allow")
+    rules |= dict.fromkeys(claim.tools or (), "allow") | {f"{NAME}_*": "allow"}
     # A shell reaches every place anyway; without one the tools that write stay within the workspace.
     rules["external_directory"] = "allow" if "execute" in claim.permissions else "deny"
     rules["doom_loop"] = "deny"  # the same call three times in a row

@@ -1,12 +1,50 @@
-"""The command line of Taskyard. One file per idea; all SQL is in taskyard.runner.queries."""
+"""The command line of Taskyard. One file per idea; all SQL is in taskyard.runner.queries and actions."""
 
 from importlib.metadata import version
 
 import click
 
-from . import completion, database, doctor, fleet, inbox, runner, submit, tasks, watch
 from .failures import EPILOG, Commands
 from .options import State, dsn_option
+
+Commands.places = {
+    "up": "runner.up",
+    "submit": "submit.submit",
+    "list": "tasks.list_",
+    "show": "tasks.show",
+    "logs": "watch.logs",
+    "wait": "watch.wait",
+    "tui": "tui.tui",
+    "explain": "tasks.explain",
+    "cancel": "tasks.cancel",
+    "retry": "tasks.retry",
+    "inbox": "inbox.inbox",
+    "approve": "inbox.approve",
+    "deny": "inbox.deny",
+    "answer": "inbox.answer",
+    "say": "say.say",
+    "checkpoint": "documents.checkpoint",
+    "handoff": "documents.handoff",
+    "agent": "agent.agent",
+    "schedule": "schedules.schedule",
+    "schedules": "schedules.schedules",
+    "pause": "fleet.pause",
+    "resume": "fleet.resume",
+    "drain": "fleet.drain",
+    "runner": "runner.runner",
+    "notify": "notify.notify",
+    "metrics": "metrics.metrics",
+    "phone-role": "phone.phone_role",
+    "invite": "hosts.invite",
+    "join": "hosts.join",
+    "leave": "hosts.leave",
+    "import-sqlite": "import_sqlite.import_sqlite",
+    "install": "database.install",
+    "uninstall": "database.uninstall",
+    "db": "database.db",
+    "doctor": "doctor.doctor",
+    "completion": "completion.completion",
+}
 
 
 @click.group("taskyard", cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,35 +56,10 @@ def main(context: click.Context) -> None:
 
     Begin with: taskyard up
 
-    The database is, in this order: --dsn, TASKYARD_DSN, libpq's variables (PGHOST, PGSERVICE ...), the embedded server.
+    The database is, in this order: --dsn, TASKYARD_DSN, libpq's variables (PGHOST, PGSERVICE ...), the one
+    that this host has joined, the embedded server.
     """
     context.ensure_object(State)
 
-
-for command in (
-    runner.up,
-    submit.submit,
-    tasks.list_,
-    tasks.show,
-    watch.logs,
-    watch.wait,
-    tasks.explain,
-    tasks.cancel,
-    tasks.retry,
-    inbox.inbox,
-    inbox.approve,
-    inbox.deny,
-    inbox.answer,
-    fleet.pause,
-    fleet.resume,
-    fleet.drain,
-    runner.runner,
-    database.install,
-    database.uninstall,
-    database.db,
-    doctor.doctor,
-    completion.completion,
-):
-    main.add_command(command)
 
 __all__ = ["main"]

@@ -2,16 +2,20 @@
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
 from .. import install as installer
 from .. import queries
+from ..connection import connect
 from ..errors import TaskyardError
 from ..postgres import Cluster, PostgresError
+from ..postgres.backup import backup, restore
 from .failures import FAILED
 from .options import State, json_option
 from .output import pairs, say, say_json, terminal_width, waiting
+from .runner import lan_option, others_told
 
 
 @click.command(short_help="Install or upgrade Taskyard in a database.")
@@ -78,19 +82,22 @@ def db(state: State) -> None:
 
 
 @db.command(short_help="Start it; the first time, create it.")
+@lan_option
 @json_option
 @click.pass_obj
-def start(state: State) -> None:
+def start(state: State, lan: str | None) -> None:
     """Start the server, and the first time create its database. It goes on running by itself."""
     cluster = Cluster()
     with waiting("starting the server") as show:
         cluster.progress = show
-        started = cluster.start()
+        started = cluster.start(lan)
     if state.json:
         say_json({"started": started, "url": cluster.url()})
     else:
         say("The server is up." if started else "The server runs already.")
         say(cluster.url())
+        for line in others_told(cluster):
+            say(line)
 
 
 @db.command(short_help="Stop it.")
@@ -104,6 +111,60 @@ def stop(state: State) -> None:
         say_json({"stopped": stopped})
     else:
         say("The server has stopped." if stopped else "The server was not running.")
+
+
+@db.command("backup", short_help="Write a dump of it.")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--keep", type=click.IntRange(1), metavar="N", help="Delete all but the newest N in that folder.")
+@json_option
+@click.pass_obj
+def backup_(state: State, folder: Path, keep: int | None) -> None:
+    """Write a dump of the database and its logins into a folder, while everything goes on.
+
+    Both files are for your eyes only: they hold all prompts and results.
+    """
+    with waiting("dumping"):
+        dump = backup(_running(), folder.expanduser().resolve(), keep)
+    if state.json:
+        say_json({"dump": dump, "bytes": dump.stat().st_size})
+    else:
+        say(f"{dump} ({dump.stat().st_size / 2**20:.1f} MiB), and the logins beside it")
+
+
+@db.command("restore", short_help="Put a dump in its place.")
+@click.argument("dump", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+@json_option
+@click.pass_obj
+def restore_(state: State, dump: Path, yes: bool) -> None:
+    """Put a dump in the place of the database; the one that was there stays beside it, under another name.
+
+    What ran when the dump was made runs again. Whoever still works on it is told that it is lost.
+    """
+    cluster = _running()
+    if not yes:
+        click.confirm(f"The database becomes what it was at {dump.stem}. Go on?", err=True, abort=True)
+
+    def finish(dsn: str) -> None:
+        show("upgrading it")
+        with connect(dsn) as yard:
+            installer.install(yard)
+            yard.execute("select taskyard.after_restore()")
+
+    with waiting("restoring") as show:
+        before = restore(cluster, dump.resolve(), finish)
+    if state.json:
+        say_json({"before": before})
+    else:
+        say(f"Restored. What was there until now is the database {before};")
+        say(f"when nobody needs it any more: drop database {before};   (taskyard db url --admin)")
+
+
+def _running() -> Cluster:
+    cluster = Cluster()
+    if not cluster.status().running:
+        raise PostgresError("The embedded server is not running.", "Start it with: taskyard db start")
+    return cluster
 
 
 @db.command(short_help="Whether it runs, and where.")
@@ -121,6 +182,7 @@ def status(state: State) -> None:
             "pid": found.pid,
             "port": found.port,
             "sockets": found.socket_dir,
+            "others": found.lan and f"{found.lan} at {', '.join(found.addresses) or 'no address of this host'}",
             "data": found.data_dir,
             "log": found.log,
         }
@@ -153,9 +215,7 @@ def url(state: State, admin: bool) -> None:
 @click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
 def psql(arguments: tuple[str, ...]) -> None:
     """Open psql in the embedded server's database, like: taskyard db psql -c 'select * from queue'"""
-    cluster = Cluster()
-    if not cluster.status().running:
-        raise PostgresError("The embedded server is not running.", "Start it with: taskyard db start")
+    cluster = _running()
     command = cluster.psql_command(arguments)
     sys.stdout.flush()
     os.execv(command[0], command)

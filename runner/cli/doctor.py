@@ -14,15 +14,15 @@ import click
 import psycopg
 from psycopg import pq
 
-from .. import health
+from .. import health, hosts
 from ..adapters import Offer
 from ..adapters.registry import adapters, probe
-from ..connection import redacted
+from ..connection import Yard, redacted
 from ..errors import TaskyardError, from_database
 from ..health import Runner
 from ..install import OLDEST_SERVER, newest_schema, schema_number
 from ..postgres import PostgresError, find_binaries
-from ..queries import Yard, agents
+from ..queries import agents
 from ..sandbox import levels
 from ..sandbox.levels import Confinement
 from .failures import FAILED, is_lost
@@ -68,6 +68,14 @@ def judge_clock(here_before: datetime, there: datetime, here_after: datetime) ->
         return Finding("clocks", "ok", "this host and the database agree")
     found = f"the database is {apart:.1f} s {'ahead of' if ahead else 'behind'} this host"
     return judge("clocks", apart <= CLOCK_TOLERANCE, found, "Let both hosts set their clocks by NTP.")
+
+
+def judge_way(encrypted: bool, tls: bool) -> Finding:
+    """Whether others can read along between this host and the database. Only a remark: one may trust the network."""
+    if encrypted:
+        return Finding("way", "ok", "encrypted by TLS" if tls else "within this machine, or through a tunnel")
+    found = "not encrypted: prompts and results can be read on the network between"
+    return Finding("way", "remark", found, "Use a server with TLS, or a tunnel such as Tailscale: docs/hosts.md")
 
 
 def judge_search_path(path: str, login: str, database: str) -> Finding:
@@ -179,6 +187,7 @@ def examine(state: State) -> Iterator[Finding]:
         yield Finding("database", "ok", f"{where} (named by {database.source})")
         cure = "Taskyard needs PostgreSQL 15 or newer."
         yield judge("server", server["number"] >= OLDEST_SERVER, f"PostgreSQL {server['version']}", cure)
+        yield judge_way(hosts.is_encrypted(yard), yard.pgconn.ssl_in_use)
         before = datetime.now(UTC)
         there = health.clock(yard)
         yield judge_clock(before, there, datetime.now(UTC))
@@ -212,6 +221,9 @@ def _examine_yard(yard: Yard, server: dict[str, Any]) -> Iterator[Finding]:
         except psycopg.Error as error:
             if is_lost(error):
                 raise
+            if isinstance(error, psycopg.errors.InsufficientPrivilege):
+                yield Finding(name, "remark", "This login may not see that.", "Ask as an administrator.")
+                continue
             told = from_database(error)
             finding = Finding(name, "problem", told.message, told.hint)
         yield finding
@@ -254,6 +266,11 @@ def lines_of(finding: Finding, width: int) -> list[str]:
 @click.pass_obj
 def doctor(state: State) -> None:
     """Check all that Taskyard needs, and name the cure for what is wrong. Exit code 1 if there is a problem."""
+    raise click.exceptions.Exit(FAILED if report(state) else 0)
+
+
+def report(state: State) -> int:
+    """Check all and print it; returns the number of problems."""
     with waiting("looking"):
         findings = list(examine(state))
     problems = sum(finding.state == "problem" for finding in findings)
@@ -265,4 +282,4 @@ def doctor(state: State) -> None:
             for line in lines_of(finding, width):
                 say(line)
         say("No problems." if not problems else f"{problems} {'problem' if problems == 1 else 'problems'}.")
-    raise click.exceptions.Exit(FAILED if problems else 0)
+    return problems

@@ -2,7 +2,7 @@
 
 import click
 
-from .. import queries
+from .. import actions
 from .options import State, json_option
 from .output import clean, say, say_json
 
@@ -26,7 +26,7 @@ def _tell(state: State, said: str) -> None:
 def pause(state: State, kind: str, name: str, why: str | None) -> None:
     """Hold back a scope or a provider. What runs goes on."""
     with state.connect() as yard:
-        _tell(state, queries.pause(yard, kind, name, why))
+        _tell(state, actions.pause(yard, kind, name, why))
 
 
 @click.command(short_help="Undo pause.")
@@ -37,7 +37,7 @@ def pause(state: State, kind: str, name: str, why: str | None) -> None:
 def resume(state: State, kind: str, name: str) -> None:
     """Let a paused scope or provider be claimed again."""
     with state.connect() as yard:
-        _tell(state, queries.resume(yard, kind, name))
+        _tell(state, actions.resume(yard, kind, name))
 
 
 @click.command(short_help="Let a runner finish what it has.")
@@ -48,4 +48,4 @@ def resume(state: State, kind: str, name: str) -> None:
 def drain(state: State, runner: str, off: bool) -> None:
     """Stop a runner from claiming tasks. What it runs goes on."""
     with state.connect() as yard:
-        _tell(state, queries.drain_runner(yard, runner, not off))
+        _tell(state, actions.drain_runner(yard, runner, not off))

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import click
 
-from .. import queries
-from ..queries import Yard
+from .. import actions, queries
+from ..connection import Yard
 from .options import State, json_option
 from .output import ago, clean, fit, indented, one_line, say, say_json, terminal_width
 
@@ -48,7 +48,7 @@ def _tell(state: State, decide: Callable[[Yard], str]) -> None:
 @click.pass_obj
 def approve(state: State, number: int, note: str | None) -> None:
     """Allow it, for that task alone; or as much again of a used-up budget."""
-    _tell(state, lambda yard: queries.approve(yard, number, note))
+    _tell(state, lambda yard: actions.approve(yard, number, note))
 
 
 @click.command(short_help="Refuse what an agent asks for.")
@@ -58,7 +58,7 @@ def approve(state: State, number: int, note: str | None) -> None:
 @click.pass_obj
 def deny(state: State, number: int, why: str | None) -> None:
     """Refuse it; the agent goes on without."""
-    _tell(state, lambda yard: queries.deny(yard, number, why))
+    _tell(state, lambda yard: actions.deny(yard, number, why))
 
 
 @click.command(short_help="Answer an agent's question.")
@@ -68,4 +68,4 @@ def deny(state: State, number: int, why: str | None) -> None:
 @click.pass_obj
 def answer(state: State, number: int, text: str) -> None:
     """Answer a question; its session goes on with TEXT."""
-    _tell(state, lambda yard: queries.answer(yard, number, text))
+    _tell(state, lambda yard: actions.answer(yard, number, text))

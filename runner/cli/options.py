@@ -8,12 +8,25 @@ from typing import Any, TypeVar
 
 import click
 
-from .. import queries
-from ..connection import Database, find_database
+from ..connection import Database, Yard, find_database, open_yard
 from ..errors import TaskyardError
+from ..logs import FORMATS
 from .failures import Unreachable
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def log_option(command: F) -> F:
+    """--log-format, of the commands that go on until Ctrl-C."""
+    return click.option(
+        "--log-format",
+        envvar="TASKYARD_LOG_FORMAT",
+        type=click.Choice(FORMATS),
+        default="text",
+        show_default=True,
+        help="One line, or one JSON object, for each event.",
+    )(command)
+
 
 UNITS = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 
@@ -32,10 +45,10 @@ class State:
         except TaskyardError as error:
             raise Unreachable(error.message, error.hint, error.code) from error
 
-    def connect(self, database: Database | None = None) -> queries.Yard:
+    def connect(self, database: Database | None = None) -> Yard:
         """A connection. Raises Unreachable."""
         try:
-            return queries.open_yard((database or self.database()).dsn)
+            return open_yard((database or self.database()).dsn)
         except TaskyardError as error:
             raise Unreachable(error.message, error.hint, error.code) from error
 

@@ -1,23 +1,22 @@
 """runner and up: doing the work of the yard on this host."""
 
-import logging
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import click
 
-from .. import queries
-from ..connection import Database, find_database, redacted
+from .. import logs, queries
+from ..connection import Database, Yard, find_database, is_pooled, redacted
 from ..errors import TaskyardError
 from ..install import install, schema_number
 from ..postgres import Cluster
+from ..postgres.lan import firewall_hint
 from ..sandbox.levels import LEVELS, Level
-from .options import State, dsn_option, duration
+from .options import State, dsn_option, duration, log_option
 from .output import clean, say
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,8 +43,13 @@ def runner_options(command: F) -> F:
             show_default=True,
             help="How tasks are confined: docs/sandbox.md.",
         ),
+        log_option,
         click.option("--verbose", "-v", is_flag=True, help="Log what goes on in detail."),
-        click.option("--pooler", is_flag=True, help="The database is behind a transaction pooler."),
+        click.option(
+            "--pooler",
+            is_flag=True,
+            help="A transaction pooler is in between; PgBouncer is noticed without this.",
+        ),
         click.option(
             "--lease",
             metavar="DURATION",
@@ -53,6 +57,24 @@ def runner_options(command: F) -> F:
             default="60s",
             show_default=True,
             help="They outlive it.",
+        ),
+        click.option(
+            "--keep",
+            envvar="TASKYARD_KEEP",
+            metavar="DURATION",
+            callback=duration,
+            default="14d",
+            show_default=True,
+            help="How long the files of tasks that are over stay on this host: a day or more.",
+        ),
+        click.option(
+            "--quota",
+            envvar="TASKYARD_QUOTA",
+            type=click.IntRange(1),
+            metavar="GIB",
+            default=20,
+            show_default=True,
+            help="How much of the disk one task may fill.",
         ),
         click.option("--label", "labels", multiple=True, help="What tasks may require. Repeatable."),
         click.option("--slots", type=int, default=2, show_default=True, help="Tasks at once."),
@@ -64,6 +86,29 @@ def runner_options(command: F) -> F:
     return command
 
 
+def lan_option(command: F) -> F:
+    """--lan, of the commands that start the embedded server."""
+    return click.option(
+        "--lan", metavar="RANGE", help="Let hosts in this range connect, like 192.168.1.0/24; off: none. It is kept."
+    )(command)
+
+
+def others_told(cluster: Cluster | None) -> list[str]:
+    """What a person has to know about a server that other hosts may reach: where, how, and what protects it."""
+    status = cluster.status() if cluster is not None else None
+    if status is None or not status.lan:
+        return []
+    if not status.addresses:
+        return [f"Hosts in {status.lan} may connect, but this host has no address there now.", ""]
+    where = " and ".join(f"{address}, port {status.port}" for address in status.addresses)
+    lines = [f"Hosts in {status.lan} reach the database at {where}.", "To let one in: taskyard invite NAME"]
+    if (command := firewall_hint(status.lan, status.port or 0)) is not None:
+        lines.append(f"If the firewall keeps them out: {command}")
+    if not status.tls:
+        lines.append("Not encrypted: these programs have no TLS, so others there can read along (docs/hosts.md).")
+    return [*lines, ""]
+
+
 def _run(
     database: Database,
     name: str | None,
@@ -71,23 +116,19 @@ def _run(
     slots: int,
     labels: tuple[str, ...],
     lease: timedelta,
+    keep: timedelta,
+    quota: int,
     pooler: bool,
     verbose: bool,
+    log_format: logs.Format,
     sandbox: Level,
     unsafe_no_sandbox: bool,
 ) -> int:
     if sandbox == "none":
         _check_bare(unsafe_no_sandbox)
-    from ..worker import Options, run  # the worker needs asyncio and all adapters; other commands do not
+    from ..worker.main import Options, run  # the worker needs asyncio and all adapters; other commands do not
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    # Its debug log quotes every event of the loop, and nobody asked for those.
-    logging.getLogger("asyncio").setLevel(logging.INFO)
+    logs.set_up(log_format, verbose)
     return run(
         Options(
             dsn=database.dsn,
@@ -96,6 +137,8 @@ def _run(
             slots=slots,
             labels=list(labels),
             lease=lease,
+            keep=keep,
+            quota=quota << 30,
             pooler=pooler,
             sandbox=sandbox,
             cluster=database.cluster,
@@ -125,24 +168,27 @@ def runner(state: State, **options: Any) -> None:
     The first Ctrl-C lets running tasks end, the second stops them and gives them back.
     """
     database = state.database()
-    state.connect(database).close()  # one clear sentence now, instead of a runner that tries for ever
+    with state.connect(database) as yard:  # one clear sentence now, instead of a runner that tries for ever
+        options["pooler"] |= is_pooled(yard)
     raise click.exceptions.Exit(_run(database, **options))
 
 
 @click.command(short_help="Start everything: a database, and a runner.")
 @runner_options
+@lan_option
 @click.pass_obj
-def up(state: State, **options: Any) -> None:
+def up(state: State, lan: str | None, **options: Any) -> None:
     """Start the embedded database server, install Taskyard, and run tasks until Ctrl-C.
 
-    Where --dsn, TASKYARD_DSN or libpq's variables name a database, that one is used instead. The server goes on running
-    afterwards.
+    Where --dsn, TASKYARD_DSN, libpq's variables or `taskyard join` name a database, that one is used instead. The
+    server goes on running afterwards.
     """
-    database = _database(state)
+    database = _database(state, lan)
     with state.connect(database) as yard:
         _install(yard)
         agents = queries.agents(yard)
-    for line in _welcome(database, agents):
+        options["pooler"] |= is_pooled(yard)
+    for line in (*_welcome(database, agents), *others_told(database.cluster)):
         say(line, err=True)
     code = _run(database, **options)
     if database.cluster is not None:
@@ -154,20 +200,22 @@ def _progress(step: str) -> None:
     say(f"... {step}", err=True)
 
 
-def _database(state: State) -> Database:
+def _database(state: State, lan: str | None) -> Database:
     try:
         database = find_database(state.dsn)
     except TaskyardError:
         database = None  # nothing is named, and there is no embedded server yet
     if database is not None and database.cluster is None:
+        if lan is not None:
+            raise click.UsageError(f"--lan is about the embedded server, but {database.source} names another one.")
         return database
     cluster = Cluster(progress=_progress)
-    if not cluster.start():
+    if not cluster.start(lan):
         _progress("the database server runs already")
     return Database(cluster.url(), "the embedded server", cluster)
 
 
-def _install(yard: queries.Yard) -> None:
+def _install(yard: Yard) -> None:
     try:
         install(yard, _progress)
     except TaskyardError as error:

@@ -8,9 +8,9 @@ from typing import IO, NoReturn
 import click
 from psycopg.types.json import Jsonb
 
-from .. import queries
+from .. import actions, queries
+from ..actions import Submission
 from ..errors import TaskyardError
-from ..queries import Submission
 from .options import State, duration, id_list, json_option, moment
 from .output import clean, indented, say, say_json
 from .watch import await_ends, exit_code
@@ -83,6 +83,9 @@ def _no_constant(name: str) -> NoReturn:
 @click.option("--on-dependency-failure", metavar="fail|run", help="What follows when one of those fails.")
 @click.option("--payload", metavar="JSON", callback=document, help="A JSON document that is handed to the agent.")
 @click.option("--workspace", "-w", help="Directory on the runner's host.")
+@click.option("--repository", metavar="DIRECTORY", help="Git repository on the runner's host: a branch of its own.")
+@click.option("--base", metavar="BRANCH", help="What that branch starts from.")
+@click.option("--push-to", metavar="REMOTE", help="Where it is pushed after success.")
 @click.option("--requires", "-r", multiple=True, metavar="LABEL", help="Label that the runner must have. Repeatable.")
 @click.option("--provider", help="Only this provider, whatever the agent's route says.")
 @click.option("--model", "-m", help="Only this model.")
@@ -111,6 +114,9 @@ def submit(
     on_dependency_failure: str | None,
     payload: Jsonb | None,
     workspace: str | None,
+    repository: str | None,
+    base: str | None,
+    push_to: str | None,
     provider: str | None,
     model: str | None,
     dedupe_key: str | None,
@@ -135,6 +141,9 @@ def submit(
         depends_on=depends_on or None,
         payload=payload,
         workspace=workspace,
+        repository=repository,
+        base=base,
+        push_to=push_to,
         requires=list(requires) or None,
         provider=provider,
         model=model,
@@ -148,7 +157,7 @@ def submit(
     )
     talkative = sys.stdout.isatty() and not quiet and not state.json
     with state.connect() as yard:
-        number = queries.submit_task(yard, submission)
+        number = actions.submit_task(yard, submission)
         if talkative:
             say(f"Task {number}")
             # Standing queued for want of a route or a runner is what people meet first.

@@ -8,8 +8,9 @@ from typing import Any
 import click
 import psycopg
 
-from .. import queries
-from ..queries import Task, Yard
+from .. import actions, queries
+from ..connection import Yard
+from ..queries import Task
 from .failures import explain as explain_error
 from .failures import is_lost, report
 from .options import State, json_option, task_id, task_ids
@@ -177,11 +178,12 @@ def explain(state: State, task_id: int) -> None:
 @click.command(short_help="Cancel tasks, running ones too.")
 @task_ids
 @click.option("--why", metavar="TEXT", help="Kept with the task.")
+@click.option("--keep-children", is_flag=True, help="Their children, and those who took over from them, go on.")
 @json_option
 @click.pass_obj
-def cancel(state: State, ids: tuple[int, ...], why: str | None) -> None:
-    """Cancel tasks. What waits is cancelled at once; what runs is stopped by its runner."""
-    _each(state, ids, lambda yard, number: queries.cancel_task(yard, number, why))
+def cancel(state: State, ids: tuple[int, ...], why: str | None, keep_children: bool) -> None:
+    """Cancel tasks with their children. What waits is cancelled at once; what runs is stopped by its runner."""
+    _each(state, ids, lambda yard, number: actions.cancel_task(yard, number, why, not keep_children))
 
 
 @click.command(short_help="Give failed or cancelled tasks another go.")
@@ -190,7 +192,7 @@ def cancel(state: State, ids: tuple[int, ...], why: str | None) -> None:
 @click.pass_obj
 def retry(state: State, ids: tuple[int, ...]) -> None:
     """Give failed or cancelled tasks all their attempts again; make scheduled ones due now."""
-    _each(state, ids, queries.retry_task)
+    _each(state, ids, actions.retry_task)
 
 
 def _each(state: State, ids: Sequence[int], verb: Callable[[Yard, int], str]) -> None:

@@ -11,8 +11,9 @@ import click
 import psycopg
 
 from .. import queries
+from ..connection import Yard
 from ..errors import TaskyardError
-from ..queries import Ending, Try, Yard
+from ..queries import Ending, Try
 from .failures import CANCELLED, FAILED, TIMED_OUT, Unreachable, is_lost
 from .options import State, duration, json_option, task_id, task_ids
 from .output import clean, colored, one_line, say, say_json, waiting

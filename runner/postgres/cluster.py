@@ -6,7 +6,7 @@ This module does not own what is in the database; it hands out a running server 
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +17,12 @@ from .binaries import Binaries, find_binaries, find_psql, reachable_by
 from .creation import create_cluster, remove_half_made
 from .errors import PostgresError
 from .files import locked, read_file
+from .lan import HBA_FILE, access_rules, addresses_for, checked_range, own_addresses, with_rules, write_rules
 from .passfile import ADMIN, DATABASE, ROLE, libpq_url, read_passwords, write_passwords
-from .places import Address, choose_address, default_home, port_is_free, prepare_home, socket_folder
+from .places import Address, choose_port, default_home, port_is_free, prepare_home, socket_folder
 from .postmaster import START_LOG, clear_remains, find_postmaster, last_log, log_tail
-from .settings import settings_text, write_settings
+from .settings import SETTINGS_FILE, settings_text, write_settings
+from .tls import ensure_certificate, has_tls
 
 WAIT = 60.0
 
@@ -29,7 +31,8 @@ WAIT = 60.0
 class Status:
     """What is known: `pid` is None unless it runs; port, socket_dir and version are None before first use.
 
-    `version` is that of the programs last started, like "18.6"; `log` is the file written to last.
+    `version` is that of the programs last started, like "18.6"; `log` is the file written to last. `lan` is the range
+    of addresses whose hosts may connect, or empty, `addresses` are ours in it, `tls` whether they connect encrypted.
     """
 
     running: bool
@@ -39,6 +42,9 @@ class Status:
     data_dir: Path
     version: str | None
     log: Path
+    lan: str
+    addresses: list[str]
+    tls: bool
 
 
 def _silent(_: str) -> None:
@@ -46,7 +52,7 @@ def _silent(_: str) -> None:
 
 
 class Cluster:
-    """A PostgreSQL server with a folder of its own, listening on this machine only.
+    """A PostgreSQL server with a folder of its own, listening on this machine only, or to one range of addresses.
 
     `home` is the folder, default_home() if None. `progress` gets a few words at the start of every step that
     may take longer than a second.
@@ -60,9 +66,11 @@ class Cluster:
         self._passfile = self.home / "secrets" / "pgpass"
         self._kept = self.home / "server.json"
 
-    def start(self) -> bool:
+    def start(self, lan: str | None = None) -> bool:
         """See to it that the server runs and accepts connections; the first time, create the cluster.
 
+        `lan` is a range of addresses, like "192.168.1.0/24", whose hosts may connect too, "off" for none; None leaves
+        that as it was. Where it changes anything, a server that runs is started anew.
         The server goes on when this process ends. Any number of processes may call this at once.
         Returns whether it started the server; False if it ran already.
         Raises PostgresError.
@@ -72,7 +80,8 @@ class Cluster:
             prepare_home(self.home, account)
             with locked(self.home / "lock"):
                 self._check_data_folder(account)
-                if (found := find_postmaster(self.data)) is not None:
+                found = find_postmaster(self.data)
+                if found is not None and lan is None:
                     if Address.load(self._kept) is None:
                         version = read_file(self.data / "PG_VERSION").strip()
                         Address(found.port, found.socket_dir, version).save(self._kept)
@@ -80,7 +89,17 @@ class Cluster:
                     return False
                 binaries = reachable_by(account, find_binaries(), self.home, self.progress)
                 self._check_version(binaries)
-                self._launch(binaries, account)
+                kept = Address.load(self._kept)
+                wanted = (kept.lan if kept else "") if lan is None else checked_range(lan)
+                if lan is not None and wanted:
+                    addresses_for(wanted)
+                if found is not None:
+                    if kept is not None and self._agrees(replace(kept, lan=wanted), binaries, account):
+                        self._await_connections()
+                        return False
+                    self.progress("starting the server anew, since who may reach it changes")
+                    self._stop(binaries, account, "fast")
+                self._launch(binaries, account, wanted)
                 self._await_connections()
                 return True
 
@@ -114,6 +133,9 @@ class Cluster:
                 data_dir=self.data,
                 version=kept.version if kept else None,
                 log=last_log(self._log),
+                lan=kept.lan if kept else "",
+                addresses=own_addresses(kept.lan) if kept and kept.lan else [],
+                tls=kept.tls if kept else False,
             )
 
     def url(self, database: str = DATABASE, admin: bool = False) -> str:
@@ -135,18 +157,21 @@ class Cluster:
         """
         return [find_psql(), f"--dbname={self.url(database, admin)}", *args]
 
-    def _launch(self, binaries: Binaries, account: Account) -> None:
+    def _launch(self, binaries: Binaries, account: Account, lan: str) -> None:
         deadline = time.monotonic() + WAIT
         warned = False
         remove_half_made(self.home)
         while True:
             kept = Address.load(self._kept)
             socket_dir = socket_folder(self.home, account)
-            address = choose_address(kept, socket_dir, binaries.version)
+            others = own_addresses(lan) if lan else []
+            address = Address(choose_port(kept, others), socket_dir, binaries.version, lan)
             if not self.data.exists():
                 create_cluster(self.home, binaries, account, address, self.progress)
                 self.progress("starting the server")
             clear_remains(self.data, socket_dir, *([kept.socket_dir] if kept else []))
+            if lan:
+                address = replace(address, tls=has_tls(binaries, self.data, account))
             self._use(address, account)
             said = self._pg_ctl_start(binaries, account)
             found = find_postmaster(self.data)
@@ -156,7 +181,7 @@ class Cluster:
             if found is not None:
                 self._stop(binaries, account, "fast")
             in_use = "shared memory block" in said
-            if time.monotonic() > deadline or not (in_use or found or not port_is_free(address.port)):
+            if time.monotonic() > deadline or not (in_use or found or not port_is_free(address.port, others)):
                 raise self._failure("The server did not start")
             if in_use and not warned:
                 self.progress("waiting for the remaining processes of the killed server to end")
@@ -165,10 +190,24 @@ class Cluster:
 
     def _use(self, address: Address, account: Account) -> None:
         """Make the server's configuration, the password file and server.json agree on the address."""
-        text = settings_text(address, self._log, ordinary_user=not account.switch)
-        write_settings(self.data, text, account)
+        if address.tls:
+            ensure_certificate(self.data, account)
+        write_settings(self.data, self._settings(address, account), account)
+        write_rules(self.data, access_rules(address.lan, address.tls), account)
         write_passwords(self._passfile, self._passwords(), address)
         address.save(self._kept)
+
+    def _settings(self, address: Address, account: Account) -> str:
+        others = own_addresses(address.lan) if address.lan else []
+        return settings_text(address, others, self._log, ordinary_user=not account.switch)
+
+    def _agrees(self, address: Address, binaries: Binaries, account: Account) -> bool:
+        """Whether the server's configuration already says this."""
+        address = replace(address, tls=bool(address.lan) and has_tls(binaries, self.data, account))
+        hba = read_file(self.data / HBA_FILE)
+        return self._settings(address, account) == read_file(self.data / SETTINGS_FILE) and hba == with_rules(
+            hba, access_rules(address.lan, address.tls)
+        )
 
     def _pg_ctl_start(self, binaries: Binaries, account: Account) -> str:
         """Start the server, in a session of its own, and return what it wrote before its log was open."""

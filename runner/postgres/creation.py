@@ -85,6 +85,7 @@ def _make_role_and_database(data: Path, password: str, binaries: Binaries, accou
     options = [item for setting in settings for item in ("-c", setting)]
     statements = (
         f"create role {ROLE} login createrole password '{password}'",
+        f"grant pg_read_all_stats to {ROLE} with admin option",
         f"create database {DATABASE} owner {ROLE}",
     )
     done = run(

@@ -8,7 +8,7 @@ import random
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,11 +28,17 @@ UNUSABLE_CHARACTERS = set('"$`\\\n')
 
 @dataclass(frozen=True)
 class Address:
-    """How to reach the server, as kept in server.json. `version` is that of the programs last started."""
+    """How to reach the server, as kept in server.json.
+
+    `version` is that of the programs last started. `lan` is the range of addresses whose hosts may connect, or empty;
+    `tls` whether they do so encrypted.
+    """
 
     port: int
     socket_dir: Path
     version: str
+    lan: str = ""
+    tls: bool = False
 
     def save(self, path: Path) -> None:
         """Write it to a JSON file."""
@@ -43,7 +49,8 @@ class Address:
         """Read it back; None if the file is missing or damaged, since another can be chosen."""
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
-            return cls(int(kept["port"]), Path(kept["socket_dir"]), str(kept["version"]))
+            lan, tls = str(kept.get("lan", "")), bool(kept.get("tls", False))
+            return cls(int(kept["port"]), Path(kept["socket_dir"]), str(kept["version"]), lan, tls)
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
@@ -113,22 +120,25 @@ def socket_folder(home: Path, account: Account) -> Path:
     return folder
 
 
-def choose_address(kept: Address | None, socket_dir: Path, version: str) -> Address:
-    """The kept port if nobody else listens on it, else another free one."""
-    if kept is not None and port_is_free(kept.port):
-        return Address(kept.port, socket_dir, version)
+def choose_port(kept: Address | None, others: Sequence[str] = ()) -> int:
+    """The kept port if nobody else listens on it, else another that is free on loopback and the other addresses.
+
+    Raises PostgresError where none is.
+    """
+    if kept is not None and port_is_free(kept.port, others):
+        return kept.port
     for port in random.SystemRandom().sample(PORTS, 100):
-        if port_is_free(port):
-            return Address(port, socket_dir, version)
+        if port_is_free(port, others):
+            return port
     raise PostgresError(
         f"None of a hundred TCP ports tried between {PORTS.start} and {PORTS.stop} is free.",
         "Look at what listens on this machine (ss -ltn), then try again.",
     )
 
 
-def port_is_free(port: int) -> bool:
-    """Whether a server could listen on the port on every loopback address."""
-    return all(_can_bind(address, port) for address in loopback_addresses())
+def port_is_free(port: int, others: Sequence[str] = ()) -> bool:
+    """Whether a server could listen on the port on every loopback address, and on the others."""
+    return all(_can_bind(address, port) for address in (*loopback_addresses(), *others))
 
 
 def loopback_addresses() -> list[str]:

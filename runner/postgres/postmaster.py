@@ -4,6 +4,7 @@ The truth is `postmaster.pid` in the data folder, whose lines are described in P
 src/include/utils/pidfile.h. After a crash it stays behind, and its number may belong to any process.
 """
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -54,8 +55,13 @@ def clear_remains(data: Path, *socket_dirs: Path) -> None:
 
 def last_log(folder: Path) -> Path:
     """The log file written to last; the one of the next start if there is none."""
-    logs = [path for path in folder.glob("*.log") if stat.S_ISREG(path.lstat().st_mode)]
-    return max(logs, key=lambda path: path.lstat().st_mtime_ns, default=folder / START_LOG)
+    logs: dict[Path, int] = {}
+    for path in folder.glob("*.log"):
+        with contextlib.suppress(FileNotFoundError):  # the next start removes its own, perhaps at this moment
+            told = path.lstat()
+            if stat.S_ISREG(told.st_mode):
+                logs[path] = told.st_mtime_ns
+    return max(logs, key=lambda path: logs[path], default=folder / START_LOG)
 
 
 def log_tail(path: Path, lines: int = 10) -> str:

@@ -1,6 +1,7 @@
 """The text of the server's configuration files."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .account import Account
@@ -21,10 +22,13 @@ host    all       all   ::1/128       scram-sha-256
 """
 
 
-def settings_text(address: Address, log_folder: Path, *, ordinary_user: bool) -> str:
-    """The content of taskyard.conf. Durability settings are left at PostgreSQL's safe defaults."""
+def settings_text(address: Address, others: Sequence[str], log_folder: Path, *, ordinary_user: bool) -> str:
+    """The content of taskyard.conf. `others` are addresses beside loopback to listen on.
+
+    Durability settings are left at PostgreSQL's safe defaults.
+    """
     settings = {
-        "listen_addresses": ",".join(loopback_addresses()),
+        "listen_addresses": ",".join([*loopback_addresses(), *others]),
         "port": str(address.port),
         # A list: double quotes keep a comma or a space in the path from splitting it.
         "unix_socket_directories": f'"{address.socket_dir}"',
@@ -47,6 +51,9 @@ def settings_text(address: Address, log_folder: Path, *, ordinary_user: bool) ->
         "log_min_duration_statement": "-1",
         "log_statement": "none",
     }
+    if address.tls:
+        settings["ssl"] = "on"
+        settings["ssl_min_protocol_version"] = "TLSv1.2"
     if ordinary_user and sys.platform == "linux":
         # systemd's RemoveIPC deletes an ordinary user's /dev/shm segments at logout, under a running server:
         # https://www.postgresql.org/docs/current/kernel-resources.html#SYSTEMD-REMOVEIPC

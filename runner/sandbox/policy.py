@@ -13,6 +13,7 @@ from .host import Python, System
 HOME = Path("/home/agent")
 GATEWAY_PORT = 3101
 PROXY_PORT = 3128
+CHANNEL_PORT = 3130
 OWN = Path("/run/taskyard")
 SHIM = OWN / "shim.py"
 HOSTNAME = "taskyard"

@@ -1,5 +1,1 @@
 """The runner: claim, spawn, stream, report. It holds no rule that another host would have to agree on."""
-
-from .main import Options, run
-
-__all__ = ["Options", "run"]

@@ -13,14 +13,17 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from ..adapters import CannotRun, Launch
+from ..channel import PATH, TOKEN, URL, Address, client
+from ..channel.server import Server
 from ..postgres.account import Account
 from ..sandbox import beneath
 from ..sandbox.errors import SandboxError
 from ..sandbox.gateway import Gateway
+from ..sandbox.host import find_python
 from ..sandbox.jail import Entered, Jail
 from ..sandbox.levels import Confinement
 from ..sandbox.network import Verdict
-from ..sandbox.policy import GATEWAY_PORT, PROXY_PORT, Limits, Mount, Policy
+from ..sandbox.policy import CHANNEL_PORT, GATEWAY_PORT, HOME, PROXY_PORT, Limits, Mount, Policy
 from ..sandbox.proxy import Proxy
 from ..verbs import Claim
 from .places import Rooms
@@ -30,6 +33,11 @@ log = logging.getLogger("taskyard.runner")
 
 GATEWAY = f"http://127.0.0.1:{GATEWAY_PORT}"
 PROXY = f"http://127.0.0.1:{PROXY_PORT}"
+CHANNEL = f"http://127.0.0.1:{CHANNEL_PORT}{PATH}"
+
+# The channel's client, below the child's home directory.
+PROGRAMS = ".local/bin"
+CLIENT = f"{PROGRAMS}/taskyard-agent"
 
 # What tools outside of any jail would run or obey later: an agent that may write its workspace may not write these.
 PROTECTED = (
@@ -70,7 +78,7 @@ def put_aside(workspace: Path) -> bool:
     return True
 
 
-def policy(claim: Claim, launch: Launch, rooms: Rooms) -> Policy:
+def policy(claim: Claim, launch: Launch, rooms: Rooms, channel: bool = False) -> Policy:
     """What the kernel is to enforce for one attempt.
 
     Its own folders are writable in any case; the task's workspace and the scope's paths as the scope says. Raises
@@ -85,23 +93,31 @@ def policy(claim: Claim, launch: Launch, rooms: Rooms) -> Policy:
         Mount(rooms.artifacts, writable=True),
         *(Mount(program) for program in launch.programs),
         *(Mount(shared, writable=True) for shared in launch.shared),
+        *rooms.mounts,
     ]
     if reads:
         # A scope holds for many hosts: what is not on this one cannot be seen here.
-        paths = [Path(path) for path in claim.allowed_paths or () if Path(path).is_dir()]
+        shown = {mount.source for mount in rooms.mounts}  # as they are shown, whatever the scope says of their place
+        paths = [Path(path) for path in claim.allowed_paths or () if Path(path).is_dir() and Path(path) not in shown]
         mounts += [Mount(path, writable=writes) for path in paths if path != rooms.workspace]
-    listeners = [GATEWAY_PORT] if launch.upstream is not None else []
+    listeners = [CHANNEL_PORT] if channel else []
+    if launch.upstream is not None:
+        listeners.append(GATEWAY_PORT)
     if "network" in claim.permissions or launch.hosts:
         listeners.append(PROXY_PORT)
     return Policy(
         workspace=rooms.workspace,
         home=rooms.user,
         mounts=tuple(mounts),
-        protected=protected(rooms.workspace) if rooms.given and writes else (),
+        protected=_kept(rooms) if rooms.given and writes else (),
         execute="execute" in claim.permissions,
         listeners=tuple(listeners),
         limits=Limits(cpu_seconds=max(60, int(claim.timeout.total_seconds() * 2))),
     )
+
+
+def _kept(rooms: Rooms) -> tuple[str, ...]:
+    return protected(rooms.workspace) if rooms.protected is None else rooms.protected
 
 
 def check_writable(workspace: Path, account: Account) -> None:
@@ -115,7 +131,9 @@ def check_writable(workspace: Path, account: Account) -> None:
         )
 
 
-def environment(claim: Claim, launch: Launch, rooms: Rooms, confinement: Confinement) -> dict[str, str]:
+def environment(
+    claim: Claim, launch: Launch, rooms: Rooms, confinement: Confinement, channel: Address | None
+) -> dict[str, str]:
     """The child's variables."""
     own = {
         "TASKYARD_TASK": str(claim.task_id),
@@ -131,18 +149,42 @@ def environment(claim: Claim, launch: Launch, rooms: Rooms, confinement: Confine
         if "network" in claim.permissions or launch.hosts:
             own |= {name: PROXY for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")}
             own |= {name: "localhost,127.0.0.1,::1" for name in ("NO_PROXY", "no_proxy")}
-    return clean_environment({**own, **launch.env})
+    if channel is None:
+        return clean_environment({**own, **launch.env})
+    programs = (HOME if confinement.level == "strict" else rooms.user) / PROGRAMS
+    own |= {URL: channel.url, TOKEN: channel.token, "TASKYARD_AGENT": str(programs / "taskyard-agent")}
+    env = clean_environment({**own, **launch.env})
+    found = [env["PATH"], str(programs)]
+    if confinement.level == "strict" and (prefix := find_python().prefix) is not None:
+        found.append(str(prefix / "bin"))  # the jail's Python, where the distribution has none
+    return env | {"PATH": ":".join(found)}
+
+
+def install_client(rooms: Rooms, account: Account | None) -> None:
+    """Put the channel's client where the child finds it, unless an agent before made that place unusable."""
+    owner = (account.uid, account.gid) if account is not None and account.switch else None
+    content = Path(client.__file__).read_bytes()
+    try:
+        beneath.write_bytes(rooms.user, CLIENT, content, 0o755, owner)
+    except (OSError, beneath.Refused) as error:
+        log.warning("%s cannot be put into %s: %s", CLIENT, rooms.user, error)
 
 
 @contextlib.asynccontextmanager
 async def started(
-    claim: Claim, launch: Launch, rooms: Rooms, confinement: Confinement, reaper: Reaper, network: "Network"
+    claim: Claim,
+    launch: Launch,
+    rooms: Rooms,
+    confinement: Confinement,
+    reaper: Reaper,
+    network: "Network",
+    channel: Address | None = None,
 ) -> AsyncGenerator[Child]:
     """The attempt's child, started; nothing of a jailed one is left on leaving.
 
     Raises CannotRun where this host cannot keep the policy, SandboxError where the jail cannot be set up, OSError.
     """
-    env = environment(claim, launch, rooms, confinement)
+    env = environment(claim, launch, rooms, confinement, channel)
     mark = str(claim.attempt_id)
     if confinement.level != "strict":
         yield await spawn(launch.argv, env, rooms.workspace, reaper, mark)
@@ -151,7 +193,9 @@ async def started(
     with contextlib.ExitStack() as open_jail:
         network.prepare(claim, launch)
         try:
-            jail = open_jail.enter_context(Jail(policy(claim, launch, rooms), launch.argv, env, confinement.account))
+            jail = open_jail.enter_context(
+                Jail(policy(claim, launch, rooms, channel is not None), launch.argv, env, confinement.account)
+            )
         except (ValueError, beneath.Refused, FileNotFoundError) as refused:
             raise CannotRun(f"The sandbox cannot show what the task needs: {refused}") from refused
         child = await spawn(jail.argv, jail.env, Path("/"), reaper, mark, jail.pass_fds)
@@ -171,13 +215,15 @@ async def started(
 
 
 class Network:
-    """What a jailed child may reach, and what it did."""
+    """What a jailed child may reach, and what it did. `channel` is the attempt's way to the yard."""
 
-    def __init__(self) -> None:
+    def __init__(self, channel: Server | None = None) -> None:
         self._refused: list[Verdict] = []
         self._told: set[tuple[str, int]] = set()
         self._used: dict[str, list[int]] = {}
-        self._servers: dict[int, Gateway | Proxy] = {}
+        self._servers: dict[int, Gateway | Proxy | Server] = {}
+        if channel is not None:
+            self._servers[CHANNEL_PORT] = channel
 
     def note(self, verdict: Verdict) -> None:
         """A connection that was refused, came to nothing, or has ended."""

@@ -31,11 +31,22 @@ TRY_AGAIN = (
     psycopg.errors.LockNotAvailable,
 )
 
+# A server that became a standby refuses to write, and another one does not.
+AWAY = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.errors.ReadOnlySqlTransaction)
+
 
 class Link:
-    """Connections of one runner. `on_notify(channel)` is called for each notification."""
+    """Connections of one runner. `on_notify(channel)` is called for each notification, `name` the application's."""
 
-    def __init__(self, dsn: str, pooler: bool, cluster: Cluster | None, on_notify: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        pooler: bool,
+        cluster: Cluster | None,
+        on_notify: Callable[[str], None],
+        name: str = "taskyard runner",
+    ) -> None:
+        self._name = name
         self._dsn = dsn
         self._pooler = pooler
         self._cluster = cluster
@@ -66,7 +77,7 @@ class Link:
                         return await verb(hand, *args, **kwargs)
                 except TRY_AGAIN:
                     pass
-                except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
+                except (*AWAY, TimeoutError) as error:
                     if verbs.is_refusal(error) if isinstance(error, psycopg.Error) else False:
                         raise
                     log.warning("the database is away (%s); going on without it", _reason(error))
@@ -79,9 +90,9 @@ class Link:
     async def _connected(self) -> verbs.Connection:
         wait = 0.1
         while self._hand is None or self._hand.closed:
-            self.sleeping = False
+            await self._drop()
             try:
-                self._hand = await connect_async(self._dsn, "taskyard runner", prepare=not self._pooler)
+                self._hand = await connect_async(self._dsn, self._name, prepare=not self._pooler)
                 self._met = True
                 self.where = (self._hand.info.host, self._hand.info.port, self._hand.info.dbname)
             except psycopg.OperationalError as error:
@@ -110,7 +121,11 @@ class Link:
                 log.warning("the embedded server had crashed and was started again")
 
     async def _drop(self) -> None:
-        hand, self._hand, self.sleeping = self._hand, None, False
+        hand, self._hand = self._hand, None
+        if self.sleeping:
+            # Nobody knows any more that this runner sleeps, so nobody would wake it.
+            self.sleeping = False
+            self._on_notify("task_ready")
         if hand is not None:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(asyncio.shield(hand.close()), 1)
@@ -141,7 +156,7 @@ class Link:
                 self._on_notify("task_ready")
                 async for notification in ear.notifies():
                     self._on_notify(notification.channel)
-            except (psycopg.OperationalError, psycopg.InterfaceError):
+            except AWAY:
                 await asyncio.sleep(random.uniform(0.2, 1.0))
             finally:
                 if ear is not None:

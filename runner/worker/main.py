@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import socket
-import sys
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from importlib.metadata import version
@@ -19,6 +18,8 @@ from ..errors import from_database
 from ..postgres import Cluster
 from ..sandbox.levels import Confinement, Level, close_own_memory, examine
 from ..verbs import Directive
+from ..workspaces.cleaning import KEPT, Cleaning
+from ..workspaces.quota import DEFAULT
 from .attempt import Attempt
 from .link import Link
 from .offers import AGAIN, LOADED, Offers
@@ -28,6 +29,9 @@ from .process import Reaper
 log = logging.getLogger("taskyard.runner")
 
 POLL = 15.0  # seconds, jittered by half; a notification may always be missed
+# A task that was inserted before this runner slept, and committed after it had looked, notifies nobody: look again
+# after this, and then at pauses that double up to POLL; so a task waits about as long as its transaction was open.
+SECOND_LOOK = 1.0
 POLL_POOLER = 2.0
 HEARTBEAT = 5.0
 TICK = 1.0
@@ -39,7 +43,8 @@ TRY_SANDBOX = 30.0  # seconds between two tries to set up a sandbox that failed
 class Options:
     """How to run.
 
-    `pooler`: the DSN leads through a transaction pooler, so no LISTEN, no session lock, no prepared statements.
+    `pooler`: the DSN leads through a transaction pooler, so no LISTEN, no session lock, no prepared statements. `keep`:
+    how long files stay after a task's end. `quota`: bytes of the disk that one task may fill.
     """
 
     dsn: str
@@ -51,6 +56,8 @@ class Options:
     pooler: bool = False
     sandbox: Level = "strict"
     cluster: Cluster | None = None
+    keep: timedelta = KEPT
+    quota: int = DEFAULT
 
 
 def run(options: Options) -> int:
@@ -59,8 +66,6 @@ def run(options: Options) -> int:
     The first SIGTERM or SIGINT lets running attempts end and claims nothing more; the second stops them and gives their
     tasks back. Raises TaskyardError where the database refuses this runner.
     """
-    if not logging.getLogger().handlers:
-        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     close_own_memory()
     return asyncio.run(_Runner(options).run())
 
@@ -84,6 +89,7 @@ class _Runner:
         self._reaper = Reaper()
         self._offers = Offers()
         self._places: Places | None = None
+        self._cleaning: Cleaning | None = None
         self._confinement = Confinement(options.sandbox)
         self._id = 0
 
@@ -129,6 +135,7 @@ class _Runner:
             asyncio.to_thread(examine, options.sandbox, os.environ),
         )
         self._places = Places(*self._link.where, account=self._confinement.account)
+        self._cleaning = Cleaning(self._places, self._confinement, options.keep)
         try:
             self._id = await self._link.call(
                 verbs.register_runner,
@@ -171,6 +178,7 @@ class _Runner:
     async def _claim(self) -> None:
         """Claim while there is room, until draining is done."""
         poll = POLL_POOLER if self._options.pooler else POLL
+        wait = poll
         while not (self._draining and not self._attempts):
             self._wake.clear()
             room = 0 if self._draining else self._options.slots - len(self._attempts)
@@ -180,19 +188,30 @@ class _Runner:
                 continue
             claims = await self._ours(verbs.claim_task, room)
             for claim in claims:
-                assert self._places is not None
-                attempt = Attempt(claim, self._link, self._reaper, self._places, self._confinement)
+                assert self._places is not None and self._cleaning is not None
+                attempt = Attempt(
+                    claim,
+                    self._link,
+                    self._reaper,
+                    self._places,
+                    self._confinement,
+                    self._cleaning,
+                    self._options.quota,
+                )
                 self._attempts[claim.attempt_id] = attempt
                 task = asyncio.create_task(self._run(attempt))
                 self._work.add(task)
                 task.add_done_callback(self._work.discard)
-            if len(claims) == room or await self._link.sleep_begin():
+            if len(claims) == room:
+                continue
+            if await self._link.sleep_begin():
+                wait = SECOND_LOOK
                 continue  # from now on we are notified; look once more for what came before that
             try:
-                async with asyncio.timeout(poll * random.uniform(0.5, 1.5)):
+                async with asyncio.timeout(wait * random.uniform(0.5, 1.5)):
                     await self._wake.wait()
             except TimeoutError:
-                pass
+                wait = min(2 * wait, poll)
 
     async def _run(self, attempt: Attempt) -> None:
         try:
@@ -222,7 +241,9 @@ class _Runner:
             for directive in directives:
                 our_tick |= directive.directive == "tick"
                 attempt = self._attempts.get(directive.attempt_id or 0)
-                if attempt is not None and directive.directive in ("lost", "cancel", "wait", "release"):
+                if attempt is not None and directive.directive == "message":
+                    attempt.mail()
+                elif attempt is not None and directive.directive in ("lost", "cancel", "wait", "handoff", "release"):
                     attempt.stop(directive.directive, directive.detail)
             if our_tick:
                 self._our_tick.set()
@@ -265,13 +286,12 @@ class _Runner:
 
     async def _clean_up(self) -> None:
         """Remove what is kept on this host for tasks that are over."""
-        assert self._places is not None
+        assert self._places is not None and self._cleaning is not None
         while True:
             kept = await asyncio.to_thread(self._places.tasks)
             running = {attempt.claim.task_id for attempt in self._attempts.values()}
             if kept:
-                for task in set(await self._link.call(verbs.tasks_over, kept)) - running:
-                    await asyncio.to_thread(self._places.forget, task)
+                await self._cleaning.clean(await self._link.call(verbs.tasks_over, kept), running)
             await asyncio.sleep(CLEAN_UP)
 
     async def _mend(self) -> None:
@@ -287,6 +307,7 @@ class _Runner:
                 self._confinement = await asyncio.to_thread(examine, self._options.sandbox, os.environ)
             assert self._places is not None
             self._places.account = self._confinement.account
+            self._cleaning = Cleaning(self._places, self._confinement, self._options.keep)
             await self._ours(verbs.report_sandbox, None)
             log.info("the sandbox can be set up now")
             self._wake.set()

@@ -68,6 +68,19 @@ begin
             message = 'The workspace is not a usable path.',
             hint = 'Name a directory on the runner''s host, or leave it null for a scratch directory.';
     end if;
+    if num_nonnulls(p_task.repository, p_task.workspace) > 1 or (p_task.repository is null and num_nonnulls(p_task.base, p_task.push_to) > 0) then
+        raise exception using
+            errcode = 'TY001',
+            message = 'A task works in a repository, or in a workspace, or in neither.',
+            hint = 'Name one of them; base and push_to belong to a repository.';
+    end if;
+    if p_task.repository !~ '^/' or octet_length(p_task.repository) > 4096
+        or greatest(octet_length(p_task.base), octet_length(p_task.push_to)) > 250 or p_task.base !~ '^[^-[:space:][:cntrl:]~^:?*[\\]+$' or p_task.push_to !~ '^[A-Za-z0-9][A-Za-z0-9_./-]*$' then
+        raise exception using
+            errcode = 'TY001',
+            message = 'The repository, its base or the remote to push to cannot be used.',
+            hint = 'For example: repository ''/srv/app'', base ''main'', push_to ''origin''.';
+    end if;
     if octet_length(p_task.dedupe_key) > 500 then
         raise exception using
             errcode = 'TY001',
@@ -105,10 +118,10 @@ begin
                 message = format('depends_on names %s tasks; the most is 1,000.', cardinality(p_task.depends_on)),
                 hint = 'Join them in steps: tasks that depend on up to 1,000 each.';
         end if;
-        if array_position(p_task.depends_on, null) is not null then
+        if (case when array_ndims(p_task.depends_on) > 1 then true else array_position(p_task.depends_on, null) is not null end) then
             raise exception using
                 errcode = 'TY001',
-                message = 'depends_on holds a null.',
+                message = 'depends_on is not a list of ids.',
                 hint = 'Name ids of existing tasks.';
         end if;
         if p_task.id = any(p_task.depends_on) then
@@ -145,6 +158,14 @@ begin
     if not found then
         return; -- _check_references says so
     end if;
+    -- Before anything is told of that scope.
+    select e.* into v_parent from tasks t join effective_scopes e on e.name = t.scope where t.id = p_task.parent_id;
+    if v_parent.name <> all(v_scope.path) then
+        raise exception using
+            errcode = 'TY006',
+            message = format('Scope %s does not lie below %s, the scope of the parent task.', v_scope.name, v_parent.name),
+            hint = 'A child may do no more than its parent: give it the same scope, or one below.';
+    end if;
     if p_task.agent <> all(v_scope.allowed_agents) then
         raise exception using
             errcode = 'TY006',
@@ -157,18 +178,18 @@ begin
             message = format('Scope %s does not allow provider %s.', v_scope.name, left(p_task.provider, 100)),
             hint = case when cardinality(v_scope.allowed_providers) = 0 then 'It allows none.' else format('It allows: %s.', array_to_string(v_scope.allowed_providers, ', ')) end;
     end if;
-    if p_task.workspace is not null then
+    if coalesce(p_task.workspace, p_task.repository) is not null then
         if 'read' <> all(v_scope.permissions) then
             raise exception using
                 errcode = 'TY006',
                 message = format('Tasks of scope %s may not read files, so they have no workspace.', v_scope.name),
-                hint = 'Leave the workspace out: then it gets an empty directory.';
+                hint = 'Leave it out: then the task gets an empty directory.';
         end if;
-        if not exists (select from unnest(v_scope.allowed_paths) p where _covers_path(p, rtrim(p_task.workspace, '/')))
-            and v_scope.allowed_paths is not null or p_task.workspace ~ '(^|/)[.]{1,2}(/|$)' then
+        if not exists (select from unnest(v_scope.allowed_paths) p where _covers_path(p, rtrim(coalesce(p_task.workspace, p_task.repository), '/')))
+            and v_scope.allowed_paths is not null or coalesce(p_task.workspace, p_task.repository) ~ '(^|/)[.]{1,2}(/|$)' then
             raise exception using
                 errcode = 'TY006',
-                message = format('The workspace %s is not among the paths of scope %s.', left(p_task.workspace, 200), v_scope.name),
+                message = format('%s %s is not among the paths of scope %s.', case when p_task.workspace is null then 'The repository' else 'The workspace' end, left(coalesce(p_task.workspace, p_task.repository), 200), v_scope.name),
                 hint = case
                     when v_scope.allowed_paths is null then 'Name it without . and ..'
                     when cardinality(v_scope.allowed_paths) = 0 then 'It allows none: leave the workspace out.'
@@ -178,19 +199,21 @@ begin
     end if;
     if p_task.parent_id is null then
         return;
+    elsif p_task.handoff_id is not null then
+        -- No child, but the same work in other hands.
+        if p_new and not exists (select from handoffs h where h.id = p_task.handoff_id and h.task_id = p_task.parent_id and h.to_task is null) then
+            raise exception using
+                errcode = 'TY004',
+                message = 'Only handoff_task() makes a task that takes over.',
+                hint = 'Leave handoff_id out.';
+        end if;
+        return;
     end if;
-    select e.* into v_parent from tasks t join effective_scopes e on e.name = t.scope where t.id = p_task.parent_id;
     if p_new and 'create_child' <> all(v_parent.permissions) then
         raise exception using
             errcode = 'TY006',
             message = format('Tasks of scope %s may not have children.', v_parent.name),
             hint = 'Leave parent_id out, or use depends_on.';
-    end if;
-    if v_parent.name <> all(v_scope.path) then
-        raise exception using
-            errcode = 'TY006',
-            message = format('Scope %s does not lie below %s, the scope of the parent task.', v_scope.name, v_parent.name),
-            hint = 'A child may do no more than its parent: give it the same scope, or one below.';
     end if;
     if not p_new then
         return;
@@ -199,7 +222,8 @@ begin
         with recursive up (id, depth) as (
             select p_task.parent_id, 1
             union all
-            select t.parent_id, up.depth + 1 from up join tasks t on t.id = up.id where t.parent_id is not null and up.depth <= v_scope.max_depth
+            -- Who takes over stands where the one before stood.
+            select t.parent_id, up.depth + (t.handoff_id is null)::integer from up join tasks t on t.id = up.id where t.parent_id is not null and up.depth <= v_scope.max_depth
         )
         select max(depth) into v_depth from up;
         if v_depth > v_scope.max_depth then
@@ -207,15 +231,6 @@ begin
                 errcode = 'TY006',
                 message = format('Tasks of scope %s may lie %s deep at most.', v_scope.name, v_scope.max_depth),
                 hint = 'An administrator can change scopes.max_depth.';
-        end if;
-    end if;
-    if v_parent.max_children is not null then
-        perform 1 from tasks t where t.id = p_task.parent_id for no key update; -- two at once would each count without the other
-        if (select count(*) from tasks t where t.parent_id = p_task.parent_id) >= v_parent.max_children then
-            raise exception using
-                errcode = 'TY006',
-                message = format('Task %s has %s children already, as many as scope %s allows.', p_task.parent_id, v_parent.max_children, v_parent.name),
-                hint = 'An administrator can change scopes.max_children.';
         end if;
     end if;
 end
@@ -281,14 +296,20 @@ comment on function _check_references(tasks) is
 'Refuses an agent, scope or provider that does not exist. Asked only where no lane has the combination: lanes have foreign keys.';
 
 create or replace function _check_cycle(p_task tasks) returns void
-language plpgsql stable
+language plpgsql volatile
 as $$
 begin
+    perform pg_advisory_xact_lock(742112, 0); -- see wait_for
     if exists (
         with recursive upstream (id) as (
             select unnest(p_task.depends_on)
             union
-            select unnest(t.depends_on) from upstream u join tasks t on t.id = u.id
+            select x.id from upstream u
+            cross join lateral (
+                select unnest(t.depends_on) from tasks t where t.id = u.id
+                union all
+                select d.depends_on from task_dependencies d where d.task_id = u.id
+            ) x (id)
         )
         select from upstream where id = p_task.id
     ) then

@@ -60,6 +60,7 @@ begin
         update tasks t set status = 'queued'
         where t.id = any(v_free) and t.status = 'blocked'
             and not exists (select from task_dependencies d where d.task_id = t.id);
+        perform _wake_if_ready(v_free);
 
         v_ended := v_failing;
     end loop;
@@ -97,8 +98,11 @@ declare
     v_task tasks;
     v_ended tasks;
 begin
-    select * into v_task from tasks where id = p_task and status = 'blocked' for update;
+    select * into v_task from tasks where id = p_task and status in ('blocked', 'waiting') for update;
     if not found then
+        return;
+    elsif v_task.status = 'waiting' then
+        perform _forget_finished(p_task);
         return;
     end if;
     if v_task.on_dependency_failure = 'fail' then

@@ -103,7 +103,8 @@ as $$
         case when exists (select from taskyard.budgets b where b.scope = s.name) then coalesce(up.budgeted, '{}') || s.name else up.budgeted end,
         coalesce(up.confined, false) or coalesce(false in (s.may_read, s.may_write, s.may_execute, s.may_network), false)
         or s.allowed_paths is not null or s.network_allow is not null,
-        0, 0
+        0, 0,
+        least(up.max_spawns_per_minute, s.max_spawns_per_minute)
     )::taskyard.effective_scopes
     from taskyard.scopes s
     left join taskyard.effective_scopes up on up.name = s.parent
@@ -173,7 +174,8 @@ begin
                         allowed_paths = v_new.allowed_paths, network_allow = v_new.network_allow, allowed_agents = v_new.allowed_agents,
                         allowed_providers = v_new.allowed_providers, max_concurrency = v_new.max_concurrency,
                         max_depth = v_new.max_depth, max_children = v_new.max_children, limited = v_new.limited,
-                        budgeted = v_new.budgeted, confined = v_new.confined, version = v_new.version, narrowed_at = v_new.narrowed_at
+                        budgeted = v_new.budgeted, confined = v_new.confined, version = v_new.version, narrowed_at = v_new.narrowed_at,
+                        max_spawns_per_minute = v_new.max_spawns_per_minute
                     where name = v_name;
                 end if;
             end if;

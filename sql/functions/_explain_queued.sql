@@ -47,6 +47,8 @@ begin
         union all
         select format('Agent %s runs %s of at most %s.', v_agent.name, n, v_agent.max_concurrency)
         from (select count(*) as n from attempts where agent = v_agent.name and outcome is null) c where n >= v_agent.max_concurrency
+        union all
+        select format('It stays on %s, where its session is, for %s more at most.', p_task.stays_on, _ago(p_task.stays_until - _now())) where p_task.stays_on is not null
     loop
         v_reasons := v_reasons + 1;
         return next v_line;
@@ -55,24 +57,24 @@ begin
     -- Is there a runner that could take it now? If not, what is wrong with each entry of the route?
     if not exists (
         select from runners r
-        where r.gone_at is null and not r.draining and p_task.requires <@ r.labels
+        where r.gone_at is null and not r.draining and p_task.requires <@ (r.labels || ('@' || r.host))
             and r.sandbox_trouble is null and not (v_scope.confined and r.sandbox <> 'strict')
             and exists (select from _offers(r.id, v_agent.route, p_task.provider, p_task.model, p_task.on_limit, v_scope.allowed_providers))
     ) then
         for v_line in
             select case
                 when not exists (select from runners r where r.gone_at is null) then 'No runner is up.'
-                when not exists (select from runners r where r.gone_at is null and p_task.requires <@ r.labels)
+                when not exists (select from runners r where r.gone_at is null and p_task.requires <@ (r.labels || ('@' || r.host)))
                     then format('No runner has the labels %s.', array_to_string(p_task.requires, ', '))
-                when not exists (select from runners r where r.gone_at is null and not r.draining and p_task.requires <@ r.labels)
+                when not exists (select from runners r where r.gone_at is null and not r.draining and p_task.requires <@ (r.labels || ('@' || r.host)))
                     then 'Every runner that could take it is draining.'
                 when v_scope.confined and not exists (
-                    select from runners r where r.gone_at is null and p_task.requires <@ r.labels and r.sandbox = 'strict'
+                    select from runners r where r.gone_at is null and p_task.requires <@ (r.labels || ('@' || r.host)) and r.sandbox = 'strict'
                 ) then format('Scope %s is confined, and no runner has a sandbox that can do that.', v_scope.name)
             end
             union all
             select format('%s has no usable sandbox: %s', r.name, r.sandbox_trouble)
-            from runners r where r.gone_at is null and p_task.requires <@ r.labels and r.sandbox_trouble is not null
+            from runners r where r.gone_at is null and p_task.requires <@ (r.labels || ('@' || r.host)) and r.sandbox_trouble is not null
             union all
             select x.line
             from unnest(v_route) with ordinality e (entry, preference)
@@ -90,7 +92,7 @@ begin
         select count(*) into v_ahead
         from (
             select from ready_tasks r join open_lanes o on o.lane_id = r.lane_id
-            where o.priority > p_task.priority or (o.priority = p_task.priority and r.position < p_task.queue_position)
+            where o.priority > greatest(p_task.priority, p_task.lent_priority) or (o.priority = greatest(p_task.priority, p_task.lent_priority) and r.position < p_task.queue_position)
             limit 10000
         ) a;
         select count(*) into v_running from attempts where outcome is null and runner_id in (select id from runners where gone_at is null);

@@ -9,6 +9,8 @@ declare
     v_model text := p_task.model;
     v_on_limit text := p_task.on_limit;
     v_exclusive boolean := p_task.workspace is not null;
+    v_priority integer := greatest(p_task.priority, p_task.lent_priority);
+    v_requires text[] := case when p_task.stays_on is null then p_task.requires else p_task.requires || ('@' || p_task.stays_on) end;
 begin
     if p_task.agent = 'auto' then
         -- Who is to do it is a question to the orchestrator; these wishes are about the work itself.
@@ -19,11 +21,11 @@ begin
     end if;
     select l.id into v_lane
     from lanes l
-    where l.scope = p_task.scope and l.agent = p_task.agent and l.priority = p_task.priority
+    where l.scope = p_task.scope and l.agent = p_task.agent and l.priority = v_priority
         and l.returned = p_returned
         and l.provider is not distinct from v_provider
         and l.model is not distinct from v_model
-        and l.requires = p_task.requires
+        and l.requires = v_requires
         and l.exclusive = v_exclusive
         and l.on_limit = v_on_limit
     order by l.id
@@ -32,7 +34,7 @@ begin
         perform _check_references(p_task);
         insert into lanes (priority, returned, scope, agent, requires, provider, model, exclusive, on_limit)
         values (
-            p_task.priority, p_returned, p_task.scope, p_task.agent, p_task.requires, v_provider, v_model, v_exclusive, v_on_limit
+            v_priority, p_returned, p_task.scope, p_task.agent, v_requires, v_provider, v_model, v_exclusive, v_on_limit
         )
         returning id into v_lane;
     end if;

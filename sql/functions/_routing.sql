@@ -32,7 +32,7 @@ begin
     select jsonb_agg(a.name order by a.name), string_agg(format('- %s: %s', a.name, coalesce(a.description, 'no description')), E'\n' order by a.name)
     into v_names, v_list
     from agents a
-    where a.name <> 'auto' and a.paused_at is null and cardinality(a.route) > 0 and _may_use(p_claim.scope, a.name);
+    where a.name not in ('auto', 'summary') and a.paused_at is null and cardinality(a.route) > 0 and _may_use(p_claim.scope, a.name);
     v_claim.prompt := format(E'Agents:\n%s\n\nTask:\n%s', v_list, left(p_claim.prompt, 4000));
     v_claim.output_schema := jsonb_build_object(
         'type', 'object', 'additionalProperties', false, 'required', '["agent"]'::jsonb,
@@ -58,7 +58,7 @@ begin
     if v_agent is null or v_agent = 'auto' or not exists (select from agents a where a.name = v_agent and _may_use(v_scope, a.name)) then
         select a.name into v_agent
         from agents a
-        where a.name <> 'auto' and cardinality(a.route) > 0 and _may_use(v_scope, a.name)
+        where a.name not in ('auto', 'summary') and cardinality(a.route) > 0 and _may_use(v_scope, a.name)
         order by a.name <> 'default', a.name
         limit 1;
         v_by := 'default';
@@ -116,7 +116,7 @@ begin
                 greatest(t.created_at, t.run_at) < _now() - interval '1 minute'
                 or not exists (
                     select from runners r, agents a
-                    where r.gone_at is null and not r.draining and a.name = 'auto' and l.requires <@ r.labels
+                    where r.gone_at is null and not r.draining and a.name = 'auto' and l.requires <@ (r.labels || ('@' || r.host))
                         and exists (
                             select from effective_scopes e
                             cross join lateral _offers(r.id, a.route, l.provider, l.model, 'switch', e.allowed_providers)

@@ -13,7 +13,7 @@ as $$
 declare
     v_attempt attempts;
 begin
-    perform _require_role('taskyard_runner', 'add artifacts');
+    perform _require_runner('add artifacts');
     perform _require_own_attempt(p_attempt);
     select * into v_attempt from attempts where id = p_attempt and finished_at is null for key share;
     if not found then

@@ -7,7 +7,7 @@ declare
     v_canary boolean;
     v_count integer;
 begin
-    perform _require_role('taskyard_runner', 'write transcripts');
+    perform _require_runner('write transcripts');
     perform _require_own_attempt(p_attempt);
     -- Shared with the row that ends the attempt: nothing is appended after its end.
     select canary into v_canary from attempts where id = p_attempt and finished_at is null for key share;

@@ -36,6 +36,9 @@ begin
     if not pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'taskyard_runner', 'usage') then
         v_done := _require_role('taskyard_runner', 'claim tasks');
     end if;
+    if coalesce(current_setting('taskyard.same_yard', true), '') <> 'yes' then
+        v_done := _same_yard();
+    end if;
     if p_n is null or p_n not between 1 and 500 then
         raise exception using
             errcode = 'TY001',
@@ -49,7 +52,7 @@ begin
             hint = 'set default_transaction_isolation = ''read committed'';';
     end if;
     -- Most yards have one open lane at the top priority: then there is nothing to choose, and this one statement tells all.
-    select r.gone_at is null, r.draining, r.labels, r.lease, r.login, r.sandbox, r.sandbox_trouble, o.lanes is not null,
+    select r.gone_at is null, r.draining, r.labels || ('@' || r.host), r.lease, r.login, r.sandbox, r.sandbox_trouble, o.lanes is not null,
         c.lane_id, c.exclusive, c.returned, c.share, c.scope, c.agent, c.limited, c.budgeted, c.agent_max, c.provider, c.account, c.model,
         c.canary, c.capped, c.adapter, c.settings, c.command, c.result_format, c.system_prompt, c.tools, c.max_turns,
         c.output_schema, c.permissions, c.verify, c.timeout, c.first_output_timeout, c.idle_timeout, c.allowed_paths, c.network_allow,
@@ -66,7 +69,7 @@ begin
         from (select lane_id, priority from open_lanes order by priority desc limit 2) x
     ) o
     left join lateral _lane_with_first_offer(
-        case when o.lanes[2] is null or o.lowest < o.highest then o.lanes[1] end, r.id, r.labels, r.sandbox
+        case when o.lanes[2] is null or o.lowest < o.highest then o.lanes[1] end, r.id, r.labels || ('@' || r.host), r.sandbox
     ) c on true
     where r.id = p_runner;
     if v_known is not true or v_sandbox is null then
@@ -260,15 +263,15 @@ begin
     update tasks
     set status = 'running', attempt_id = v_attempt, attempt_count = attempt_count + 1, started_at = coalesce(started_at, v_now)
     where id = v_id
-    returning prompt, payload, agent, scope, workspace, verify, timeout, output_schema, attempt_count
+    returning prompt, payload, agent, scope, workspace, verify, timeout, output_schema, attempt_count, repository, base, push_to, handoff_id, has_mail
     into v_task.prompt, v_task.payload, v_task.agent, v_task.scope, v_task.workspace, v_task.verify, v_task.timeout,
-        v_task.output_schema, v_task.attempt_count;
+        v_task.output_schema, v_task.attempt_count, v_task.repository, v_task.base, v_task.push_to, v_task.handoff_id, v_task.has_mail;
     insert into attempts (
-        id, task_id, number, runner_id, scope, agent, provider, account, model, lease_until, started_at, scope_version, sandbox
+        id, task_id, number, runner_id, scope, agent, provider, account, model, lease_until, started_at, scope_version, sandbox, verify
     )
     values (
         v_attempt, v_id, v_task.attempt_count, p_runner, v_task.scope, v_task.agent, p_lane.provider, p_lane.account,
-        p_lane.model, v_now + p_lease, v_now, p_lane.scope_version, p_lane.sandbox
+        p_lane.model, v_now + p_lease, v_now, p_lane.scope_version, p_lane.sandbox, coalesce(v_task.verify, p_lane.verify)
     );
     v_done := _set_mark(p_lane.lane_id, v_position);
     v_done := _announce('update', array[v_id], 'running');
@@ -278,11 +281,11 @@ begin
         p_lane.system_prompt, p_lane.tools, p_lane.max_turns, coalesce(v_task.output_schema, p_lane.output_schema), p_lane.permissions,
         v_task.workspace, coalesce(v_task.verify, p_lane.verify), coalesce(v_task.timeout, p_lane.timeout),
         p_lane.first_output_timeout, p_lane.idle_timeout, null::text, null::jsonb, null::text, v_now + p_lease, p_lane.allowed_paths,
-        p_lane.network_allow
+        p_lane.network_allow, v_task.repository, v_task.base, v_task.push_to, null::bigint, null::text
     )::claim;
     if v_task.agent = 'auto' then
         v_claim := _routing_claim(v_claim);
-    elsif v_task.attempt_count > 1 then
+    elsif v_task.attempt_count > 1 or v_task.handoff_id is not null or v_task.has_mail then
         v_claim := _pick_up(v_claim, p_runner);
     end if;
     return v_claim;
@@ -367,17 +370,18 @@ begin
     ),
     begun as (
         insert into attempts (
-            id, task_id, number, runner_id, scope, agent, provider, account, model, lease_until, started_at, scope_version, sandbox
+            id, task_id, number, runner_id, scope, agent, provider, account, model, lease_until, started_at, scope_version, sandbox, verify
         )
         select taken.attempt_id, taken.id, taken.attempt_count, p_runner, taken.scope, taken.agent,
-            p_lane.provider, p_lane.account, p_lane.model, _now() + p_lease, _now(), p_lane.scope_version, p_lane.sandbox
+            p_lane.provider, p_lane.account, p_lane.model, _now() + p_lease, _now(), p_lane.scope_version, p_lane.sandbox,
+            coalesce(taken.verify, p_lane.verify)
         from taken
     )
     select t.attempt_id, t.id, t.attempt_count, t.prompt, t.payload, t.agent, t.scope, p_lane.provider, p_lane.account, p_lane.model,
         p_lane.adapter, p_lane.settings, p_lane.command, p_lane.result_format, p_lane.system_prompt, p_lane.tools, p_lane.max_turns,
         coalesce(t.output_schema, p_lane.output_schema), p_lane.permissions, t.workspace, coalesce(t.verify, p_lane.verify),
         coalesce(t.timeout, p_lane.timeout), p_lane.first_output_timeout, p_lane.idle_timeout, null::text, null::jsonb, null::text,
-        _now() + p_lease, p_lane.allowed_paths, p_lane.network_allow
+        _now() + p_lease, p_lane.allowed_paths, p_lane.network_allow, t.repository, t.base, t.push_to, null::bigint, null::text
     from taken t;
     v_done := _set_mark(p_lane.lane_id, v_positions[cardinality(v_positions)]);
     v_done := _announce('update', v_ids, 'running');

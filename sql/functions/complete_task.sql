@@ -20,15 +20,20 @@ declare
     v_canary boolean;
     v_agent text;
     v_awaited boolean;
+    v_waits boolean;
     v_login text;
     v_budgeted text[];
     v_workspace text;
+    v_verify text;
     v_ending text := case when p_outcome = 'completed' then 'completed' end;
     v_now timestamptz := _now();
     v_done text; -- see claim_task
 begin
     if not pg_has_role(coalesce(nullif(current_setting('role'), 'none'), session_user)::name, 'taskyard_runner', 'usage') then
         v_done := _require_role('taskyard_runner', 'complete tasks');
+    end if;
+    if coalesce(current_setting('taskyard.same_yard', true), '') <> 'yes' then
+        v_done := _same_yard();
     end if;
     if current_setting('taskyard.claim_only', true) = 'on' then
         v_done := set_config('synchronous_commit', 'on', true); -- claimed earlier in this very transaction
@@ -55,9 +60,9 @@ begin
     set outcome = p_outcome::attempt_outcome, finished_at = v_now, counted = false, exit_code = p_exit_code,
         evidence = left(p_evidence, 20000)
     where id = p_attempt and finished_at is null
-    returning task_id, canary, agent, (select r.login from runners r where r.id = runner_id),
+    returning task_id, canary, agent, verify, (select r.login from runners r where r.id = runner_id),
         (select e.budgeted from effective_scopes e where e.name = scope)
-    into v_task, v_canary, v_agent, v_login, v_budgeted;
+    into v_task, v_canary, v_agent, v_verify, v_login, v_budgeted;
     if v_task is null then
         perform _lost(p_attempt);
     end if;
@@ -80,13 +85,30 @@ begin
     end if;
 
     if v_ending = 'completed' then
+        if v_verify is not null and v_agent <> 'auto' and not exists (select from verifications v where v.attempt_id = p_attempt and v.passed) then
+            raise exception using
+                errcode = 'TY004',
+                message = 'The work is not proved: the command that verifies it has not passed.',
+                hint = 'report_verification() first, or end with the outcome verify_failed.',
+                detail = left(v_verify, 500);
+        end if;
         v_done := pg_advisory_xact_lock(742101, hashint8(v_task)); -- see _lock_end; before the statement that looks for dependents
         update tasks
         set status = 'completed', attempt_id = null, result = p_result, error = null, finished_at = v_now
-        where id = v_task and attempt_id = p_attempt
-        returning workspace, exists (select from task_dependencies d where d.depends_on = v_task) into v_workspace, v_awaited;
+        where id = v_task and attempt_id = p_attempt and not has_mail
+        returning workspace, exists (select from task_dependencies d where d.depends_on = v_task),
+            exists (select from waits w where w.task_id = v_task and w.over_at is null)
+        into v_workspace, v_awaited, v_waits;
+        if not found then
+            -- Somebody wrote to its agent, who ended before reading it: the same session goes on with the mail.
+            update attempts set outcome = 'waiting' where id = p_attempt returning * into v_attempt;
+            return _end_badly(v_attempt, p_result, 'Mail came before it had ended; it goes on with that.', null);
+        end if;
         if v_workspace is not null then
             perform _free_workspace(v_task, v_workspace);
+        end if;
+        if v_waits then
+            perform _stop_waiting(array[v_task]); -- it did not, in the end
         end if;
         if v_awaited then
             perform _settle_dependents(array[v_task]);
@@ -133,11 +155,20 @@ declare
     v_wait interval;
     v_status task_status;
     v_error text;
+    v_handoff handoffs := _pending_handoff(p_attempt);
+    v_refused text;
 begin
     select * into strict v_policy from outcome_policies where outcome = p_attempt.outcome::text;
+    perform _await_ends(p_attempt.task_id);
     select * into v_task from tasks where id = p_attempt.task_id and attempt_id = p_attempt.id for no key update;
     if not found then
         raise exception 'attempt % was live but task % does not name it', p_attempt.id, p_attempt.task_id;
+    end if;
+    if p_attempt.outcome = 'handed_off' and v_handoff.id is null and v_task.agent <> 'auto' and v_task.cancel_requested_at is null then
+        raise exception using
+            errcode = 'TY004',
+            message = format('Attempt %s of task %s hands nothing over.', p_attempt.number, p_attempt.task_id),
+            hint = 'handoff_task() first: it says to whom, and why.';
     end if;
     select count(*) into v_times from attempts
     where task_id = p_attempt.task_id and outcome = p_attempt.outcome;
@@ -145,16 +176,19 @@ begin
     v_failures := v_task.failure_count + v_counted::integer;
     update attempts set counted = v_counted where id = p_attempt.id;
 
-    v_error := coalesce(p_error, format('Attempt %s: %s.', p_attempt.number, v_policy.meaning));
+    v_error := coalesce(p_error, case when p_attempt.outcome not in ('waiting', 'handed_off') then format('Attempt %s: %s.', p_attempt.number, v_policy.meaning) end);
     v_status := v_policy.status::task_status;
     if v_task.cancel_requested_at is not null then
         v_status := 'cancelled';
         v_error := coalesce(v_task.cancel_reason, 'cancelled');
+    elsif v_handoff.id is not null then
+        v_status := 'waiting'; -- for the one that goes on, even where this one was killed before it could say so
     elsif v_status = 'queued'
         and v_failures >= coalesce(v_task.max_attempts, (select max_attempts from agents where name = v_task.agent)) then
         v_status := 'failed';
     elsif v_status in ('queued', 'waiting') then
         -- Also where it was killed between asking and stopping; and what was decided meanwhile is no reason to wait.
+        perform _forget_finished(p_attempt.task_id);
         v_status := case when _waits(p_attempt.task_id) then 'waiting'::task_status else 'queued' end;
     end if;
     if v_status = 'queued' then
@@ -168,15 +202,30 @@ begin
         return _routed(p_attempt.id, v_task.id, null);
     end if;
     perform _leave(v_task, p_attempt.id);
+    if v_handoff.id is not null and v_status = 'waiting' then
+        v_refused := _hand_over(p_attempt, v_task, v_handoff);
+        if v_refused is not null then
+            v_status := case when _waits(v_task.id) then 'waiting'::task_status else 'queued' end;
+            v_error := v_refused;
+        end if;
+    end if;
     update tasks
-    set status = v_status, failure_count = v_failures, result = coalesce(p_result, result), error = v_error,
+    set status = v_status, stays_on = case when p_attempt.outcome in ('waiting', 'verify_failed') then _host_of(p_attempt) end, failure_count = v_failures, result = coalesce(p_result, result), error = v_error,
         run_at = case when v_status = 'queued' then _now() + nullif(v_wait, interval '0') else run_at end
     where id = v_task.id
     returning status into v_status;
+    if v_status = 'waiting' then
+        perform _announce('update', array[v_task.id], 'waiting'); -- as _leave put it: no change to the trigger
+    end if;
     return v_status;
 end
 $$;
 comment on function _end_badly(attempts, jsonb, text, jsonb) is 'Applies outcome_policies to a task whose attempt did not complete.';
+
+create or replace function _host_of(p_attempt attempts) returns text
+language sql stable
+as $$ select nullif(r.host, '') from taskyard.runners r where r.id = p_attempt.runner_id $$;
+comment on function _host_of(attempts) is 'Where an attempt''s session and files are.';
 
 create or replace function _leave(p_task tasks, p_attempt bigint) returns void
 language plpgsql volatile
@@ -206,8 +255,9 @@ declare
     v_done bigint[];
     v_alone bigint[] := array[]::bigint[];
     r record;
+    v_mailed attempts;
 begin
-    perform _require_role('taskyard_runner', 'complete tasks');
+    perform _require_runner('complete tasks');
     if current_setting('taskyard.claim_only', true) = 'on' then
         perform set_config('synchronous_commit', 'on', true);
     end if;
@@ -220,12 +270,13 @@ begin
     perform _require_own_runner(r.login)
     from (select distinct x.runner_id from attempts x where x.id = any(p_attempts)) a
     join runners r on r.id = a.runner_id;
-    -- More follows from a canary's end, and from the orchestrator's: one by one.
+    -- More follows from the end of a canary, of the orchestrator, of what has to be proved or has mail: one by one.
     for r in
         select x.id, g.result
         from attempts x
         join unnest(p_attempts, p_results) g (attempt_id, result) on g.attempt_id = x.id
-        where x.id = any(p_attempts) and x.finished_at is null and (x.canary or x.agent = 'auto')
+        where x.id = any(p_attempts) and x.finished_at is null
+            and (x.canary or x.agent = 'auto' or x.verify is not null or exists (select from tasks t where t.id = x.task_id and t.has_mail))
         order by x.id
     loop
         perform complete_task(r.id, 'completed', r.result);
@@ -242,11 +293,22 @@ begin
         set status = 'completed', attempt_id = null, result = g.result, error = null, finished_at = _now()
         from ended
         left join unnest(p_attempts, p_results) g (attempt_id, result) on g.attempt_id = ended.id
-        where t.id = ended.task_id and t.attempt_id = ended.id
+        where t.id = ended.task_id and t.attempt_id = ended.id and not t.has_mail
         returning t.id, ended.id as attempt, t.workspace
     )
     select array_agg(done.id), array_agg(done.attempt) into v_ids, v_done from done;
+    -- Mail came between the look and now.
+    for v_mailed in
+        update attempts x set outcome = 'waiting'
+        from tasks t
+        where x.id = any(p_attempts) and t.id = x.task_id and t.attempt_id = x.id and t.has_mail and x.outcome = 'completed'
+        returning x.*
+    loop
+        perform _end_badly(v_mailed, null, null, null);
+        v_alone := v_alone || v_mailed.id;
+    end loop;
     if v_ids is not null then
+        perform _stop_waiting(v_ids);
         for r in select t.id, t.workspace from tasks t where t.id = any(v_ids) and t.workspace is not null order by t.workspace loop
             perform _free_workspace(r.id, r.workspace);
         end loop;
@@ -261,5 +323,5 @@ begin
 end
 $$;
 comment on function complete_tasks(bigint[], jsonb[]) is
-'Completes many attempts at once. One row per attempt: completed, or lost where it was no longer the caller''s (stop its work). Errors: TY001, TY006.';
+'Completes many attempts at once; all or, where one of them has yet to be proved (TY004), none. One row per attempt: completed, or lost where it was no longer the caller''s (stop its work). Errors: TY001, TY006.';
 grant execute on function complete_tasks(bigint[], jsonb[]) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;

@@ -11,7 +11,7 @@ declare
     v_ours bigint[];
     v_stray bigint;
 begin
-    perform _require_role('taskyard_runner', 'send heartbeats');
+    perform _require_runner('send heartbeats');
     -- A heartbeat lost in a crash is only sent again: no need to wait for the disk, fifty times in five seconds.
     if pg_current_xact_id_if_assigned() is null then
         perform set_config('synchronous_commit', 'off', true), set_config('taskyard.claim_only', 'on', true);
@@ -49,9 +49,15 @@ begin
     select x.id, 'lost', (select a.evidence from attempts a where a.id = x.id and _own_attempt(x.id))
     from (select unnest(p_attempts) except select unnest(v_ours)) x (id);
     return query
-    select t.attempt_id, 'cancel', t.cancel_reason
+    select t.attempt_id, case when t.cancel_requested_at is not null then 'cancel' else 'message' end, t.cancel_reason
     from attempts a join tasks t on t.id = a.task_id
-    where a.id = any(v_ours) and t.cancel_requested_at is not null and t.attempt_id = a.id;
+    where a.id = any(v_ours) and (t.cancel_requested_at is not null or t.has_mail) and t.attempt_id = a.id;
+    return query
+    select a.id, case when h.id is null then 'wait' else 'handoff' end, coalesce('hands over to ' || h.target, 'waits for tasks or mail')
+    from attempts a
+    left join waits w on w.task_id = a.task_id and w.attempt_id = a.id and w.over_at is null
+    left join handoffs h on h.task_id = a.task_id and h.attempt_id = a.id and h.to_task is null
+    where a.id = any(v_ours) and (w.task_id is not null or h.id is not null);
     return query
     select x.attempt_id, 'wait', x.question
     from (
@@ -70,7 +76,7 @@ begin
 end
 $$;
 comment on function heartbeat(bigint, bigint[], timestamptz[]) is
-'Renews a runner and all its leases and returns directives: lost (kill the work, write nothing), cancel, wait (a human was asked: stop and complete with the outcome waiting), release (stop and give it back: detail says why), drain, tick (call tick() once a second). progress: when each attempt last showed output, in the same order. Errors: TY006, TY007 (register again).';
+'Renews a runner and all its leases and returns directives: lost (kill the work, write nothing), cancel, wait (stop and complete with the outcome waiting: it waits for a human, for tasks or for mail), handoff (stop and complete with the outcome handed_off), message (there is mail: read_messages), release (stop and give it back: detail says why), drain, tick (call tick() once a second). progress: when each attempt last showed output, in the same order. Errors: TY006, TY007 (register again).';
 grant execute on function heartbeat(bigint, bigint[], timestamptz[]) to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;
 
 create or replace function _to_give_back(p_attempts bigint[]) returns table (attempt_id bigint, why text)

@@ -4,7 +4,7 @@ security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
-    perform _require_role('taskyard_runner', 'offer providers');
+    perform _require_runner('offer providers');
     if not exists (select from runners where id = p_runner and gone_at is null) then
         raise exception using
             errcode = 'TY007',

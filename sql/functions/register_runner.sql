@@ -4,7 +4,7 @@ create or replace function register_runner(
     p_labels text[] default '{}',
     p_providers jsonb default '[{"provider": "command"}]',
     p_version text default '',
-    p_protocol integer default 3,
+    p_protocol integer default 4,
     p_lease interval default interval '60 seconds',
     p_host text default '',
     p_sandbox jsonb default '{"level": "strict"}'
@@ -14,12 +14,12 @@ security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 declare
-    c_protocol constant integer := 3;
-    c_oldest_protocol constant integer := 3; -- those before know no sandbox
+    c_protocol constant integer := 4;
+    c_oldest_protocol constant integer := 4; -- those before prove nothing
     v_old runners;
     v_id bigint;
 begin
-    perform _require_role('taskyard_runner', 'register a runner');
+    perform _require_runner('register a runner');
     if p_protocol < c_oldest_protocol then
         raise exception using
             errcode = 'TY009',
@@ -91,7 +91,7 @@ security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
-    perform _require_role('taskyard_runner', 'report on a sandbox');
+    perform _require_runner('report on a sandbox');
     perform _require_own_runner(login) from runners where id = p_runner;
     update runners set sandbox_trouble = left(p_trouble, 2000) where id = p_runner and gone_at is null;
 end
@@ -105,7 +105,7 @@ security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
-    perform _require_role('taskyard_runner', 'hold a runner''s lock');
+    perform _require_runner('hold a runner''s lock');
     if not exists (select from runners where id = p_runner and gone_at is null) then
         return false;
     end if;
@@ -188,7 +188,7 @@ security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
-    perform _require_role('taskyard_runner', 'retire a runner');
+    perform _require_runner('retire a runner');
     perform _require_own_runner(login) from runners where id = p_runner;
     return _give_up_runner(p_runner, 'the runner left');
 end
@@ -202,7 +202,7 @@ security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
-    perform _require_role('taskyard_runner', 'drain a runner');
+    perform _require_runner('drain a runner');
     perform _require_own_runner(login) from runners where name = p_name and gone_at is null;
     update runners set draining = p_draining where name = p_name and gone_at is null;
     if not found then

@@ -8,8 +8,10 @@ declare
     v_attempt attempts;
     v_task tasks;
     v_status task_status;
+    v_handoff handoffs;
+    v_refused text;
 begin
-    perform _require_role('taskyard_runner', 'release tasks');
+    perform _require_runner('release tasks');
     if p_delay < interval '0' or p_delay > interval '30 days' then
         raise exception using
             errcode = 'TY001',
@@ -25,17 +27,26 @@ begin
     perform _require_own_attempt(p_attempt);
     perform _charge(array[p_attempt]);
     select * into v_task from tasks where id = v_attempt.task_id;
+    perform _await_ends(v_task.id);
     perform _leave(v_task, p_attempt);
+    v_handoff := _pending_handoff(v_attempt);
+    if v_handoff.id is not null and v_task.cancel_requested_at is null then
+        v_refused := _hand_over(v_attempt, v_task, v_handoff);
+    end if;
+    perform _forget_finished(v_task.id);
     update tasks
-    set status = case
+    set stays_on = case when agent <> 'auto' then _host_of(v_attempt) end, status = case
             when cancel_requested_at is not null then 'cancelled'::task_status
             when _waits(id) then 'waiting'
             else 'queued'
         end,
-        error = case when cancel_requested_at is null then error else cancel_reason end,
+        error = case when cancel_requested_at is null then coalesce(v_refused, error) else cancel_reason end,
         run_at = case when p_delay > interval '0' then _now() + p_delay else run_at end
     where id = v_task.id
     returning status into v_status;
+    if v_status = 'waiting' then
+        perform _announce('update', array[v_task.id], 'waiting'); -- as _leave put it: no change to the trigger
+    end if;
     return v_status;
 end
 $$;

@@ -6,7 +6,7 @@ as $$
 declare
     v_attempt attempts;
 begin
-    perform _require_role('taskyard_runner', 'report limits');
+    perform _require_runner('report limits');
     perform _require_own_attempt(p_attempt);
     select * into v_attempt from attempts where id = p_attempt and finished_at is null for key share;
     if not found then

@@ -6,7 +6,7 @@ as $$
 declare
     v_attempt attempts;
 begin
-    perform _require_role('taskyard_runner', 'report sessions');
+    perform _require_runner('report sessions');
     perform _require_own_attempt(p_attempt);
     select * into v_attempt from attempts where id = p_attempt and finished_at is null for no key update;
     if not found then

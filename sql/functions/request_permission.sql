@@ -13,13 +13,14 @@ create or replace function request_permission(
 language plpgsql volatile
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
     v_attempt attempts;
     v_paths text[];
     v_hosts text[];
 begin
-    perform _require_role('taskyard_runner', 'ask for permissions');
+    perform _require_runner('ask for permissions');
     perform _require_own_attempt(p_attempt);
     v_attempt := _asking(p_attempt, p_within);
     v_paths := coalesce(_clean_paths(p_paths), '{}');
@@ -50,11 +51,12 @@ create or replace function ask_human(p_attempt bigint, p_question text, p_within
 language plpgsql volatile
 security definer
 set search_path = taskyard, pg_catalog, pg_temp
+set enable_seqscan = off
 as $$
 declare
     v_attempt attempts;
 begin
-    perform _require_role('taskyard_runner', 'ask questions');
+    perform _require_runner('ask questions');
     perform _require_own_attempt(p_attempt);
     v_attempt := _asking(p_attempt, p_within);
     if p_question is null or btrim(p_question) = '' or octet_length(p_question) > 20000 then
@@ -115,8 +117,3 @@ begin
 end
 $$;
 comment on function _ask(attempts, text, text, text[], text[], text[], interval) is 'Files a question and has the runner stop the attempt.';
-
-create or replace function _waits(p_task bigint) returns boolean
-language sql stable
-as $$ select exists (select from taskyard.approvals a where a.task_id = p_task and a.decision is null) $$;
-comment on function _waits(bigint) is 'Whether a task waits for somebody''s decision.';

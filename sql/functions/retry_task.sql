@@ -12,13 +12,20 @@ begin
     perform _require_role('taskyard_submitter', 'retry tasks');
     select * into v_task from tasks where id = p_id for no key update;
     perform _require_task(v_task, p_id);
+    if v_task.handoff_id is not null and v_task.status in ('failed', 'cancelled') then
+        raise exception using
+            errcode = 'TY004',
+            message = format('Task %s took over from task %s, which ended with it.', p_id, v_task.parent_id),
+            hint = format('select retry_task(%s);', v_task.parent_id);
+    end if;
     if v_task.status = 'scheduled' then
         update tasks set run_at = null where id = p_id returning status into v_status;
     elsif v_task.status in ('failed', 'cancelled') then
+        delete from waits where task_id = p_id;
         update approvals set decision = 'withdrawn', decided_at = _now() where task_id = p_id and decision is null; -- of its life before
         update tasks
         set status = 'queued', failure_count = 0, error = null, failed_dependency = null, cancel_requested_at = null,
-            cancel_reason = null, run_at = null
+            cancel_reason = null, run_at = null, stays_on = null
         where id = p_id
         returning status into v_status;
         -- What failed only because this task did waits for it again.

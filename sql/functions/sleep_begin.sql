@@ -4,7 +4,7 @@ security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
-    perform _require_role('taskyard_runner', 'wait for tasks');
+    perform _require_runner('wait for tasks');
     perform pg_advisory_lock_shared(742102, 0);
 end
 $$;
@@ -17,7 +17,7 @@ security definer
 set search_path = taskyard, pg_catalog, pg_temp
 as $$
 begin
-    perform _require_role('taskyard_runner', 'wait for tasks');
+    perform _require_runner('wait for tasks');
     perform pg_advisory_unlock_shared(742102, 0);
 end
 $$;

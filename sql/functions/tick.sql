@@ -13,7 +13,7 @@ declare
     v_ticked_at timestamptz;
     v_done integer := 0;
 begin
-    perform _require_role('taskyard_runner', 'tick');
+    perform _require_runner('tick');
     if not pg_try_advisory_xact_lock(742107, 0) then
         return 0;
     end if;
@@ -53,6 +53,11 @@ begin
     end if;
     v_done := v_done + _route_without_model();
     v_done := v_done + _decide_for_silent();
+    v_done := v_done + _end_waits();
+    v_done := v_done + _take_submissions();
+    v_done := v_done + _summaries_overdue();
+    v_done := v_done + _let_others_have();
+    v_done := v_done + _fire_schedules();
     if exists (select from budgets) then
         v_done := v_done + _watch_budgets();
         if (v_ticked_at at time zone 'UTC')::date < (_now() at time zone 'UTC')::date then
@@ -78,10 +83,15 @@ begin
     end if;
 
     perform _sweep_lanes();
+    perform _retain_tasks();
     if date_trunc('minute', v_ticked_at) < date_trunc('minute', _now()) then
         perform _sweep_blocked();
         perform _withdraw_questions();
         perform _ensure_partitions();
+        perform _drop_partitions();
+        perform _drop_mailboxes();
+        perform _sweep_pushes();
+        perform _count_ended();
     end if;
     perform _tell_held();
     return v_done;
@@ -117,6 +127,34 @@ begin
 end
 $$;
 comment on function _sweep_lanes() is 'Opens lanes that were missed, closes empty ones, removes doubles.';
+
+create or replace function _let_others_have() returns integer
+language plpgsql volatile
+as $$
+declare
+    v_task bigint;
+    v_count integer := 0;
+begin
+    for v_task in
+        select t.id
+        from open_lanes o
+        join lanes l on l.id = o.lane_id and l.returned and left(l.requires[cardinality(l.requires)], 1) = '@'
+        join ready_tasks q on q.lane_id = l.id
+        join tasks t on t.id = q.task_id
+        where t.stays_on is not null and (
+            t.stays_until <= _now()
+            or not exists (select from runners r where r.host = t.stays_on and r.gone_at is null and not r.draining and r.sandbox_trouble is null)
+        )
+        limit 1000
+        for no key update of t skip locked
+    loop
+        update tasks set stays_on = null where id = v_task;
+        v_count := v_count + 1;
+    end loop;
+    return v_count;
+end
+$$;
+comment on function _let_others_have() is 'Lets other hosts take tasks whose own host is gone, or has not had time for them; returns how many.';
 
 create or replace function _sweep_blocked() returns void
 language plpgsql volatile

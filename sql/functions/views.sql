@@ -35,20 +35,20 @@ from (
     union all
     select s.task_id, 2, s.run_at, 'in ' || _ago(s.run_at - _now()) from scheduled_tasks s
     union all
-    select distinct d.task_id, 3, null::timestamptz, 'blocked' from task_dependencies d
+    select distinct d.task_id, 3, null::timestamptz, 'blocked' from task_dependencies d join tasks b on b.id = d.task_id and b.status = 'blocked'
 ) x
 join tasks t on t.id = x.task_id
 order by x.sort, x.due, t.priority desc, t.queue_position, t.id;
 comment on view queue is 'What has not started: queued by priority, then scheduled by time, then blocked. explain_task(id) says why.';
 
 create or replace view now_running with (security_invoker = true) as
-select t.id, _ago(_now() - a.started_at) as since, _line(r.name, 7) as runner, _line(t.prompt, 10) as task
+select t.id, _ago(_now() - a.started_at) as since, _line(r.name, 7) as runner, _line(coalesce(a.doing, t.prompt), 10) as task
 from attempts a
 join tasks t on t.id = a.task_id
 join runners r on r.id = a.runner_id
 where a.outcome is null
 order by a.started_at;
-comment on view now_running is 'What runs, oldest first.';
+comment on view now_running is 'What runs, oldest first: what its agent says that it is doing, or else its prompt.';
 
 create or replace view recently_done with (security_invoker = true) as
 select t.id, _ago(_now() - t.finished_at) as ago, t.status, _line(coalesce(t.error, t.result #>> '{}', t.prompt), 10) as outcome
@@ -193,25 +193,75 @@ from task_events e
 where e.task_id is not null;
 comment on view task_history is 'All that happened to a task: where task_id = 17 order by at.';
 
+create or replace view sent with (security_invoker = true) as
+select
+    _line(p.target, 8) as target,
+    _line(concat_ws(' ', p.kind, coalesce(p.approval_id, p.task_id)), 12) as what,
+    case
+        when p.delivered_at is not null then _ago(_now() - p.delivered_at) || ' ago'
+        when p.next_try_at is null then 'dropped'
+        when p.tries = 0 then 'due'
+        else 'try ' || p.tries
+    end as state,
+    case when p.delivered_at is null then _line(p.last_error, 8) end as why
+from pushes p
+order by p.created_at desc, p.id desc
+limit 200;
+comment on view sent is 'Notifications, latest first: delivered how long ago, or how often it was tried and why it failed. In full: select * from pushes;';
+
+create or replace view timetable with (security_invoker = true) as
+select
+    _line(s.name, 12) as schedule,
+    case
+        when not s.enabled then 'off'
+        when s.next_at is null then 'over'
+        when s.next_at <= _now() then 'due'
+        else _ago(s.next_at - _now())
+    end as next,
+    case
+        when s.last_note is not null then _line('! ' || s.last_note, 15)
+        when t.id is not null then _line(t.id || ' ' || t.status, 15)
+    end as last
+from schedules s
+left join tasks t on t.id = s.last_task_id
+order by s.next_at nulls last, s.name;
+comment on view timetable is 'What comes by itself, soonest first: in how long, and the last task with its status; with an exclamation mark what was left out the last time. In full: select * from schedules;';
+
+create or replace view database_health as
+select f.what, _line(f.who, 11) as who, case when f.since is null then '' else _ago(f.since) end as since, _line(f.amount, 11) as amount
+from _database_health() f
+order by f.sort, f.since desc nulls last, f.who;
+comment on view database_health is
+'What slows the database down or will: sessions that wait for a lock or keep old row versions alive (end one: select pg_terminate_backend(pid)), forgotten prepared transactions and replication slots, tables that vacuum does not catch up with, transaction ids that run out, nobody who calls tick(). Empty is good. half blind: sessions of others are not seen; a superuser can change that: grant pg_read_all_stats to taskyard_owner;';
+
 -- Tables: viewers read, submitters also insert and edit what is theirs to say; everything else goes through verbs.
 grant select on
 tasks, attempts, transcript, task_events, agents, scopes, effective_scopes, scope_grants, budgets, usage_daily, usage_charges, approvals, artifacts,
 providers, provider_limits, runners, runner_providers,
 outcome_policies, lanes, open_lanes, ready_tasks, scheduled_tasks, task_dependencies, workspace_holders, workspace_waits,
+waits, child_counts, checkpoints, handoffs, verifications, rejected_submissions, templates, pushes, sent, schedules, timetable, retention, archived_tasks, database_health, counters, counted, incarnation,
 ticker, schema_migrations, queue, now_running, recently_done, fleet, offers, limits,
 spend, task_history, inbox, scope_tree, budget_use, provider_caps, provider_cap_usage, prices, routing_rules
 to taskyard_viewer;
+-- Not the addresses: who knows the name of an ntfy topic can read it.
+grant select (name, kind, scope, events, digest, show_text, token_env, max_per_hour, enabled, digested_at) on push_targets to taskyard_viewer;
+grant select on push_targets to taskyard_admin;
 grant insert (
-    prompt, agent, scope, priority, run_at, parent_id, depends_on, on_dependency_failure, payload, workspace, verify,
-    requires, provider, model, on_limit, dedupe_key, max_attempts, timeout, output_schema
+    prompt, agent, scope, priority, run_at, parent_id, depends_on, on_dependency_failure, payload, workspace, repository, base, push_to,
+    verify, requires, provider, model, on_limit, dedupe_key, max_attempts, timeout, output_schema
 ), update (
-    prompt, agent, scope, status, priority, run_at, depends_on, on_dependency_failure, payload, workspace, verify, requires,
-    provider, model, on_limit, max_attempts, timeout, output_schema
+    prompt, agent, scope, status, priority, run_at, depends_on, on_dependency_failure, payload, workspace, repository, base, push_to,
+    verify, requires, provider, model, on_limit, max_attempts, timeout, output_schema
 ) on tasks to taskyard_submitter;
 grant insert, update, delete on agents, scopes, providers, provider_limits, outcome_policies, provider_caps, prices, routing_rules
 to taskyard_admin;
 grant insert (scope, measure, period, amount, stops_running), update (amount, stops_running), delete on budgets to taskyard_admin;
 grant delete on tasks to taskyard_admin;
-grant delete on runners, attempts, transcript, task_events, artifacts to taskyard_admin;
+grant insert, update, delete on templates, push_targets, schedules to taskyard_admin;
+grant insert (name, cron, every, at, timezone, scope, template, variables, task, missed, overlap, enabled),
+update (name, cron, every, at, timezone, scope, template, variables, task, missed, overlap, enabled), delete on schedules to taskyard_submitter;
+grant update (keep, archive) on retention to taskyard_admin;
+grant delete on archived_tasks to taskyard_admin;
+grant delete on pushes, runners, attempts, transcript, task_events, artifacts, checkpoints, handoffs, verifications, rejected_submissions to taskyard_admin;
 grant execute on function _percent_used(numeric, numeric), _budget_text(text, text, numeric), _amount(text, numeric), _period_end(text), _period_start(text)
 to taskyard_viewer, taskyard_submitter, taskyard_runner, taskyard_admin;

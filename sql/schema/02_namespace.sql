@@ -14,6 +14,12 @@
 --   scope_grants      who works in which scopes; approvals  what a human was asked
 --   artifacts         files that attempts left
 --   transcript, task_events              what happened, append-only
+--   templates                            tasks to begin from
+--   push_targets, pushes                 where news goes, and the outbox of what is sent there
+--   schedules         tasks that come by themselves
+--   counters          sums over all that ended, for the numbers of metrics()
+--   incarnation       which server and database this is, to notice a restored backup
+--   retention         how long things stay; archived_tasks  what is left of tasks after that
 --
 -- One narrow table per reason to wait keeps tasks itself free of indexes on anything that changes while a task runs:
 -- a claim deletes one 48-byte row, updates the task in place (HOT) and inserts an attempt; waiting tasks cost nothing.

@@ -17,12 +17,14 @@ create table scopes (
     paused_at timestamptz,
     paused_by text,
     paused_reason text,
+    max_spawns_per_minute integer,
     constraint scopes_name_is_a_path check (name ~ '^[a-z0-9][a-z0-9_./-]{0,99}$'),
     constraint scopes_parent_is_another check (parent <> name),
     constraint scopes_only_default_is_root check ((parent is null) = (name = 'default')),
     constraint scopes_max_concurrency_is_positive check (max_concurrency > 0),
     constraint scopes_max_depth_in_range check (max_depth between 0 and 100),
     constraint scopes_max_children_in_range check (max_children >= 0),
+    constraint scopes_max_spawns_per_minute_in_range check (max_spawns_per_minute >= 0),
     constraint scopes_weight_in_range check (weight between 1 and 1000)
 );
 create index scopes_parent on scopes (parent);
@@ -39,6 +41,7 @@ comment on column scopes.allowed_providers is 'Providers that its tasks run on; 
 comment on column scopes.max_concurrency is 'Hard limit of attempts of this scope and all below it running at once in the whole fleet; null: none.';
 comment on column scopes.max_depth is 'How many tasks may lie above one of its tasks: 0, it has no children; null: no limit.';
 comment on column scopes.max_children is 'How many children one of its tasks may have; null: no limit.';
+comment on column scopes.max_spawns_per_minute is 'How many children an agent may create in one minute; null: no limit.';
 comment on column scopes.weight is 'Share of the runners when scopes compete: weight 2 runs twice as much as weight 1.';
 comment on column scopes.paused_at is 'Set by pause_scope(): nothing of this scope and those below it is claimed until resume_scope().';
 
@@ -61,7 +64,8 @@ create table effective_scopes (
     budgeted text[],
     confined boolean not null,
     version bigint not null,
-    narrowed_at bigint not null
+    narrowed_at bigint not null,
+    max_spawns_per_minute integer
 );
 comment on table effective_scopes is 'What holds in each scope once everything above it is taken into account; kept up to date by triggers of scopes and budgets, so that a claim need not walk the tree.';
 comment on column effective_scopes.path is 'The scopes from the root down to this one.';

@@ -40,6 +40,14 @@ create table tasks (
     queue_position bigint,
     output_schema jsonb,
     routed_by text,
+    repository text,
+    base text,
+    push_to text,
+    handoff_id bigint,
+    lent_priority integer,
+    has_mail boolean not null default false,
+    stays_on text,
+    stays_until timestamptz,
     constraint tasks_attempt_while_running_and_end_when_over
     check ((status = 'running') = (attempt_id is not null) and (status >= 'completed') = (finished_at is not null))
 ) with (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.05);
@@ -67,6 +75,14 @@ comment on column tasks.max_attempts is 'Counted attempts before it fails for go
 comment on column tasks.timeout is 'Wall clock of one attempt; null: the agent''s default.';
 comment on column tasks.output_schema is 'JSON schema that the result has to fit; null: the agent''s.';
 comment on column tasks.routed_by is 'Who chose the agent of a task that was inserted for agent auto: a rule, a model, or the default.';
+comment on column tasks.repository is 'A git repository, a directory on the runner''s host: the task works in a work tree and on a branch of its own, taskyard/<task>-<attempt>. Instead of a workspace.';
+comment on column tasks.base is 'The branch, tag or commit of the repository to start from; null: what is checked out there.';
+comment on column tasks.push_to is 'A remote of the repository that gets the branch when the work has ended well.';
+comment on column tasks.handoff_id is 'The packet that it was created with, by handoff_task().';
+comment on column tasks.lent_priority is 'The priority of those who wait for it, where it is higher than its own.';
+comment on column tasks.has_mail is 'Something in its mailbox has not been read.';
+comment on column tasks.stays_on is 'The host where its session or its files are: for two minutes after it is queued only that one takes it.';
+comment on column tasks.stays_until is 'When others may take it.';
 comment on column tasks.result is 'What the agent gave back; plain text is a JSON string: result #>> ''{}''.';
 comment on column tasks.error is 'Why it is not completed, in one sentence.';
 comment on column tasks.attempt_id is 'The live attempt while running.';

@@ -33,6 +33,11 @@ create table attempts (
     canary boolean not null default false,
     scope_version bigint not null default 0,
     sandbox text,
+    verify text,
+    branch text,
+    commit_id text,
+    progress real,
+    doing text,
     constraint attempts_end_together check ((outcome is null) = (finished_at is null))
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02);
 create index attempts_task on attempts (task_id);
@@ -56,6 +61,11 @@ comment on column attempts.cost_estimated is 'cost_usd comes from the table pric
 comment on column attempts.canary is 'The first try of an account after a limit.';
 comment on column attempts.scope_version is 'The version of its scope (effective_scopes) whose permissions it was given.';
 comment on column attempts.sandbox is 'How it was confined: strict, container, or none: as free as the runner''s own user.';
+comment on column attempts.verify is 'The command that has to succeed before it counts as completed, as it was when the task was claimed.';
+comment on column attempts.branch is 'The branch of the task''s repository that holds its work.';
+comment on column attempts.commit_id is 'The last commit of its work.';
+comment on column attempts.progress is 'From 0 to 1, as the agent said.';
+comment on column attempts.doing is 'What the agent said that it is doing.';
 
 create table transcript (
     attempt_id bigint not null,
@@ -122,7 +132,12 @@ create type claim as (
     note text,
     lease_until timestamptz,
     allowed_paths text [],
-    network_allow text []
+    network_allow text [],
+    repository text,
+    base text,
+    push_to text,
+    files_of bigint,
+    branch text
 );
 comment on type claim is 'Everything that a runner needs for one attempt.';
 

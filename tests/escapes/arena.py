@@ -43,8 +43,8 @@ _limits: ContextVar[Limits | None] = ContextVar("limits", default=None)
 _usual_policy = confined.policy
 
 
-def _policy(claim: Claim, launch: Launch, rooms: Rooms) -> Policy:
-    found, limits = _usual_policy(claim, launch, rooms), _limits.get()
+def _policy(claim: Claim, launch: Launch, rooms: Rooms, channel: bool = False) -> Policy:
+    found, limits = _usual_policy(claim, launch, rooms, channel), _limits.get()
     return found if limits is None else replace(found, limits=limits)
 
 

@@ -10,7 +10,6 @@ from unittest import mock
 
 import click.testing
 
-from taskyard.runner import worker
 from taskyard.runner.adapters import CannotRun
 from taskyard.runner.cli import main as command_line
 from taskyard.runner.cli.options import State
@@ -20,6 +19,7 @@ from taskyard.runner.sandbox.host import find_bwrap, system_layout
 from taskyard.runner.sandbox.jail import Jail
 from taskyard.runner.sandbox.policy import Mount, Policy
 from taskyard.runner.worker import confined
+from taskyard.runner.worker import main as worker_main
 
 from .arena import Arena, World, answers
 from .findings import Findings, case, each
@@ -209,7 +209,7 @@ def _asked_to_run(*options: str) -> tuple[int, str, bool]:
     with (
         mock.patch.object(State, "connect"),
         mock.patch.object(State, "database"),
-        mock.patch.object(worker, "run", begin),
+        mock.patch.object(worker_main, "run", begin),
     ):
         done = click.testing.CliRunner().invoke(command_line, ["runner", *options])
     return done.exit_code, done.output + (done.stderr if done.stderr_bytes else ""), bool(ran)

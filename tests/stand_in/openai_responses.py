@@ -155,9 +155,10 @@ def _items(asked: Asked, answer: Answer) -> list[dict[str, Any]]:
     called = {"call_id": new_id("call_"), "status": "completed"}
     if call is not None:
         arguments = json.dumps(dict(call.arguments))
-        items.append(
-            {"type": "function_call", "id": new_id("fc_"), **called, "name": call.name, "arguments": arguments}
-        )
+        server, _, name = call.name.rpartition("__")
+        # Tools of MCP servers are deferred: not offered by name, but known by it and their server's.
+        names = {"name": name, "namespace": server} if server.startswith("mcp__") else {"name": call.name}
+        items.append({"type": "function_call", "id": new_id("fc_"), **called, **names, "arguments": arguments})
     if patch is not None:
         items.append(
             {"type": "custom_tool_call", "id": new_id("ctc_"), **called, "name": "apply_patch", "input": patch}

@@ -16,11 +16,11 @@ insert into outcome_policies (outcome, status, free_times, backoff, backoff_cap,
 ('verify_failed', 'queued', 0, '0', '0', null, default, 'the proof of done did not hold'),
 ('cancelled', 'cancelled', null, '0', '0', null, default, 'stopped on request'),
 ('waiting', 'waiting', null, '0', '0', null, default, 'waits for a human, children or mail'),
-('handed_off', 'completed', null, '0', '0', null, default, 'another agent goes on'),
+('handed_off', 'waiting', null, '0', '0', null, default, 'another agent goes on, and the task ends as that one does'),
 ('unknown', 'queued', 0, '30 seconds', '1 hour', null, default, 'ended in a way that nobody could read');
 
-insert into scopes (name, may_read, may_write, may_execute, may_network, may_create_child)
-values ('default', true, true, true, true, true);
+insert into scopes (name, may_read, may_write, may_execute, may_network, may_create_child, max_depth, max_spawns_per_minute)
+values ('default', true, true, true, true, true, 10, 60);
 comment on column scopes.parent is 'Null only for the root, default.';
 
 insert into providers (name, adapter) values
@@ -42,4 +42,19 @@ insert into agents (name, description, route, command, system_prompt, timeout) v
 (
     'auto', 'Chooses the agent: first by routing_rules, then by the orchestrator model, else the agent default.', '{local:orchestrator}', null,
     'You route tasks to agents. Answer with the one agent that suits the task best.', '1 minute'
+),
+(
+    'summary', 'Sums up work so far for whoever takes it over; used by handoffs.', '{local:orchestrator}', null,
+    'Sum up the work on a task for the agent who takes it over: what was done, what was found, what is left. At most 300 words.', '1 minute'
 );
+update agents
+set output_schema = '{"type": "object", "additionalProperties": false, "required": ["summary"], "properties": {"summary": {"type": "string"}}}'
+where name = 'summary';
+insert into push_secret default values;
+insert into retention (what, keep, archive) values
+('completed', '60 days', true),
+('cancelled', '60 days', true),
+('failed', '120 days', true),
+('archive', '2 years', false),
+('transcript', '90 days', false),
+('events', '180 days', false);

@@ -1,0 +1,1 @@
+"""What the tabs of the application show: one pane per file."""
