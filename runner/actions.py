@@ -231,3 +231,8 @@ def remove_schedule(connection: Yard, name: str) -> None:
     """Delete a schedule. Raises TaskyardError where there is none that the caller may delete."""
     if connection.execute("delete from taskyard.schedules where name = %s", (name,)).rowcount == 0:
         raise TaskyardError(f'There is no schedule "{name}" of yours.', "See: taskyard schedules", "TY002")
+
+
+def after_restore(connection: Yard) -> None:
+    """Fence off everybody who still works on what ran when the dump was made."""
+    connection.execute("select taskyard.after_restore()")

@@ -221,7 +221,7 @@ def test_a_task_that_asks_for_a_host_by_name_is_explained(db: Connection[DictRow
 
 def test_a_backlog_that_stays_nowhere_is_not_read(yard: Yard) -> None:
     """Those who wait out a limit have come back too: tick() does not look at each of them every second."""
-    from .test_plans import Explained, check
+    from .test_plans import Explained, check_tick
 
     db = yard.connect(superuser=True)
     runner = host(db, slots=1000)
@@ -232,4 +232,4 @@ def test_a_backlog_that_stays_nowhere_is_not_read(yard: Yard) -> None:
     db.execute("select complete_task(attempt_id, 'rate_limited') from claim_task(%s, 1)", [runner])
     db.execute("vacuum analyze")
     assert value(db, "select count(*) from ready_tasks") == 3000
-    check(Explained(db).nodes("select tick()"), most=100)
+    check_tick(Explained(db), most=100)

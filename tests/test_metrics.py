@@ -20,6 +20,7 @@ from taskyard.runner.metrics import application
 
 from .command_line import taskyard
 from .conftest import Yard, column, rows, value
+from .test_plans import Explained, check
 from .yardwork import advance, claim, end, insert, refusal, refuse, register, stop_clock
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -124,11 +125,30 @@ def test_one_that_runs_for_days_is_counted_when_it_ends(db: Connection[DictRow])
         db.execute("update runners set last_seen = _now()")
         db.execute("update attempts set lease_until = _now() + interval '2 days'")
         db.execute("select tick()")
-    assert column(db, "select long_ones from counted") == [[attempt]]
+    assert column(db, "select pending from counted") == [[attempt]]
     end(db, attempt)
     minute(db)
     assert found(db, "attempts_total", scope="default", agent="shell", provider="command", outcome="completed") == 1
-    assert column(db, "select long_ones from counted") == [[]]
+    assert column(db, "select pending from counted") == [[]]
+
+
+def test_counting_reads_what_is_new(yard: Yard) -> None:
+    db = yard.connect(superuser=True)
+    stop_clock(db)
+    runner = register(db, slots=1000)
+    db.execute("insert into tasks (prompt, agent) select 'x', 'shell' from generate_series(1, 3010)")
+    for _ in range(4):
+        db.execute("select complete_tasks(array(select attempt_id from claim_task(%s, 500)))", (runner,))
+    advance(db, minutes=2)
+    db.execute("select _count_ended()")
+    db.execute("update attempts set id = id - 3600000000")  # an hour ago
+    for row in claim(db, runner, 5):
+        end(db, row["attempt_id"])
+    plans = Explained(db)
+    advance(db, minutes=2)
+    check(plans.nodes("select _count_ended()"), most=10)
+    labels = {"scope": "default", "agent": "shell", "provider": "command"}
+    assert found(db, "attempts_total", outcome="completed", **labels) == 2005
 
 
 def test_limits_are_told_by_account(db: Connection[DictRow]) -> None:

@@ -98,6 +98,14 @@ def check(nodes: list[dict[str, Any]], most: int) -> None:
         assert node["Node Type"] != "Sort" or rows_read(node) <= 100, node
 
 
+def check_tick(plans: Explained, most: int) -> None:
+    """tick() with what it does once a minute; but for counting what began in it, which test_metrics looks at."""
+    plans.nodes("select tick()")
+    plans.nodes("update counted set until = 'infinity'")
+    plans.nodes("update ticker set ticked_at = _now() - interval '1 minute'")
+    check(plans.nodes("select tick()"), most)
+
+
 @pytest.mark.parametrize("lanes", [1, 40])
 def test_a_claim_reads_a_handful_of_rows_through_indexes(
     explained: Callable[[int], Explained], lanes: int, yard: Yard
@@ -135,7 +143,7 @@ def test_heartbeats_and_ticks_do_not_read_the_backlog(explained: Callable[[int],
     runner = value(db, "select register_runner('r', 100)")
     attempts = column(db, "select attempt_id from claim_task(%s, 60)", runner)
     check(plans.nodes("select * from heartbeat(%s, %s)", runner, attempts), most=70)
-    check(plans.nodes("select tick()"), most=100)
+    check_tick(plans, most=100)
 
 
 def test_a_cancellation_finds_its_task_and_its_places_by_key(explained: Callable[[int], Explained], yard: Yard) -> None:

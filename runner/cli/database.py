@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from .. import actions, queries
 from .. import install as installer
-from .. import queries
 from ..connection import connect
 from ..errors import TaskyardError
 from ..postgres import Cluster, PostgresError
@@ -149,7 +149,7 @@ def restore_(state: State, dump: Path, yes: bool) -> None:
         show("upgrading it")
         with connect(dsn) as yard:
             installer.install(yard)
-            yard.execute("select taskyard.after_restore()")
+            actions.after_restore(yard)
 
     with waiting("restoring") as show:
         before = restore(cluster, dump.resolve(), finish)

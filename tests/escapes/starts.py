@@ -209,6 +209,7 @@ def _asked_to_run(*options: str) -> tuple[int, str, bool]:
     with (
         mock.patch.object(State, "connect"),
         mock.patch.object(State, "database"),
+        mock.patch("taskyard.runner.cli.runner.is_pooled", return_value=False),
         mock.patch.object(worker_main, "run", begin),
     ):
         done = click.testing.CliRunner().invoke(command_line, ["runner", *options])
