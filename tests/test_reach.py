@@ -15,7 +15,7 @@ from .zebra import neighbours
 COMMON = {
     "spend", "agents", "providers", "provider_limits", "runners", "runner_providers", "outcome_policies", "open_lanes", "ticker",
     "schema_migrations", "provider_caps", "provider_cap_usage", "prices", "fleet", "offers", "limits",
-    "retention", "database_health", "counted", "incarnation",
+    "retention", "database_health", "incarnation",
 }  # fmt: skip
 
 

@@ -36,6 +36,7 @@ begin
             ('templates', $r$coalesce(task ->> 'scope', '') = any((select _my_scopes())::text[] || ''::text)$r$),
             ('schedules', 'scope = any((select _my_scopes())::text[])'),
             ('counters', 'false'),
+            ('counted', 'false'),
             ('archived_tasks', 'scope = any((select _my_scopes())::text[])'),
             ('push_targets', 'scope = any((select _my_scopes())::text[])'),
             ('pushes', 'exists (select from push_targets t where t.name = target)'),
