@@ -1,8 +1,8 @@
 -- claim_task(runner, n): up to n tasks for a runner, each with a fresh attempt id.
 --
 -- One task at a time goes through a path of its own: the same work as one chain of CTEs for n rows costs a third of the rate.
--- Four statements per claim: look at the runner and the open lane (or choose one, see _best_lane), delete the head of the lane from
--- the claim index, set the task running (HOT: no index of tasks knows its status), insert the attempt.
+-- Five statements per claim: look at the runner and the open lanes, look at the one on top (or choose one, see _best_lane), delete the
+-- head of the lane from the claim index, set the task running (HOT: no index of tasks knows its status), insert the attempt.
 -- The claim does not wait for its fsync: a claim lost in a crash is only claimed again, under another id.
 --
 -- Where a function is called only for its effect, its result is assigned: that is a simple expression, while PERFORM runs a query.
@@ -21,7 +21,8 @@ declare
     v_login text;
     v_sandbox text;
     v_trouble text;
-    v_open boolean;
+    v_open integer[];
+    v_first integer;
     v_lane lane_choice;
     v_claim claim;
     v_left integer := p_n;
@@ -51,26 +52,15 @@ begin
             message = 'Tasks are claimed in read committed transactions only.',
             hint = 'set default_transaction_isolation = ''read committed'';';
     end if;
-    -- Most yards have one open lane at the top priority: then there is nothing to choose, and this one statement tells all.
-    select r.gone_at is null, r.draining, r.labels || ('@' || r.host), r.lease, r.login, r.sandbox, r.sandbox_trouble, o.lanes is not null,
-        c.lane_id, c.exclusive, c.returned, c.share, c.scope, c.agent, c.limited, c.budgeted, c.agent_max, c.provider, c.account, c.model,
-        c.canary, c.capped, c.adapter, c.settings, c.command, c.result_format, c.system_prompt, c.tools, c.max_turns,
-        c.output_schema, c.permissions, c.verify, c.timeout, c.first_output_timeout, c.idle_timeout, c.allowed_paths, c.network_allow,
-        c.scope_version
-    into v_known, v_draining, v_labels, v_lease, v_login, v_sandbox, v_trouble, v_open,
-        v_lane.lane_id, v_lane.exclusive, v_lane.returned, v_lane.share, v_lane.scope, v_lane.agent, v_lane.limited, v_lane.budgeted,
-        v_lane.agent_max, v_lane.provider, v_lane.account, v_lane.model, v_lane.canary, v_lane.capped, v_lane.adapter, v_lane.settings,
-        v_lane.command, v_lane.result_format, v_lane.system_prompt, v_lane.tools, v_lane.max_turns, v_lane.output_schema,
-        v_lane.permissions, v_lane.verify, v_lane.timeout, v_lane.first_output_timeout, v_lane.idle_timeout, v_lane.allowed_paths,
-        v_lane.network_allow, v_lane.scope_version
+    -- Two statements and not one: joined, each level of the join carries forty columns (62 microseconds instead of 49).
+    select r.gone_at is null, r.draining, r.labels || ('@' || r.host), r.lease, r.login, r.sandbox, r.sandbox_trouble, o.lanes,
+        case when o.lanes[2] is null or o.lowest < o.highest then o.lanes[1] end
+    into v_known, v_draining, v_labels, v_lease, v_login, v_sandbox, v_trouble, v_open, v_first
     from runners r
     cross join (
         select array_agg(x.lane_id) as lanes, max(x.priority) as highest, min(x.priority) as lowest
         from (select lane_id, priority from open_lanes order by priority desc limit 2) x
     ) o
-    left join lateral _lane_with_first_offer(
-        case when o.lanes[2] is null or o.lowest < o.highest then o.lanes[1] end, r.id, r.labels || ('@' || r.host), r.sandbox
-    ) c on true
     where r.id = p_runner;
     if v_known is not true or v_sandbox is null then
         raise exception using
@@ -84,7 +74,7 @@ begin
     if v_login <> coalesce(nullif(current_setting('role'), 'none'), session_user) then
         v_done := _require_own_runner(v_login);
     end if;
-    if v_draining or not v_open or v_trouble is not null then
+    if v_draining or v_open is null or v_trouble is not null then
         v_done := _tell_held();
         return;
     end if;
@@ -97,6 +87,10 @@ begin
     -- Who has ended attempts in this transaction holds locks of budgets shared: two such claims would wait for each other.
     v_waited := pg_current_xact_id_if_assigned() is not null;
 
+    -- Most yards have one open lane at the top priority: then there is nothing to choose.
+    if v_first is not null then
+        select c.* into v_lane from _lane_with_first_offer(v_first, p_runner, v_labels, v_sandbox) c;
+    end if;
     while v_left > 0 loop
         -- Anything but one open lane with a free provider and no limit is looked at more closely.
         if v_lane.provider is null or v_lane.limited is not null or v_lane.budgeted is not null or v_lane.agent_max is not null then
