@@ -41,8 +41,9 @@ ANY_VERSION = {
         *("plans", "scope_trees", "state_machine", "limits_at_random", "budget_races", "approval_races"),
         *("limits", "canaries", "caps", "fallback", "pick_up", "routing", "usage", "screens"),
         *("approvals", "budgets", "scope_rules", "artifact_rows", "reach_of_functions"),
-        *("children", "children_scale", "waits", "handoffs", "checkpoints", "proofs", "host_affinity"),
-        *("wait_races", "mail", "event_topics", "inbox_queue", "pushes", "refusals", "reach", "upgrade"),
+        *("children", "children_cancelled", "children_scale", "waits", "wait_circles", "wait_races"),
+        *("handoffs", "handoff_chains", "handoff_summaries", "checkpoints", "proofs", "host_affinity"),
+        *("mail", "mail_reach", "mail_kept", "event_topics", "inbox_queue", "pushes", "refusals", "reach", "upgrade"),
         *("cron", "schedules", "retention", "verbs", "races", "install"),
     )
 }

@@ -7,7 +7,15 @@ from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from .conftest import rows, value
-from .yardwork import claim, insert, say
+from .test_refusals import contents, unclear
+from .yardwork import claim, end, insert, refusal, say
+
+SPAWN = "select spawn_task(%s, %s)"
+HANDOFF = "select handoff_task(%s, %s)"
+PACKET: dict[str, Any] = {
+    "target": "claude", "reason": "specialization", "context_summary": "The parser is done.", "pending_actions": ["write the tests", "run them"],
+    "artifacts": ["notes.md"],
+}  # fmt: skip
 
 
 def host(db: Connection[DictRow], name: str = "mill", at: str = "", slots: int = 100, **accounts: str) -> int:
@@ -65,3 +73,31 @@ def waits_on(db: Connection[DictRow], task: int) -> list[int]:
     """What a task still waits for."""
     found = rows(db, "select depends_on from task_dependencies where task_id = %s order by 1", task)
     return [row["depends_on"] for row in found]
+
+
+def handed_over(
+    db: Connection[DictRow], runner: int, columns: dict[str, Any] | None = None, **packet: Any
+) -> tuple[int, int]:
+    """A task and the one that goes on with it."""
+    task, attempt = begin(db, runner, **(columns or {}))
+    handoff = hand_over(db, attempt, **packet)
+    assert end(db, attempt, "handed_off") == "waiting"
+    return task, value(db, "select to_task from handoffs where id = %s", handoff)
+
+
+def waiting(db: Connection[DictRow], runner: int, children: int = 1, **columns: Any) -> tuple[int, list[int]]:
+    """A task that waits for children of its own, which are queued."""
+    task, attempt = begin(db, runner, **columns)
+    made = [spawn(db, attempt, f"part {n}") for n in range(children)]
+    assert wait_for(db, attempt, *made) == {"waiting": True, "unfinished": made}
+    assert end(db, attempt, "waiting") == "waiting"
+    return task, made
+
+
+def refused(db: Connection[DictRow], attempt: int, code: str, **wishes: Any) -> str:
+    """The sentence by which a child is refused, which changes nothing."""
+    before = contents(db)
+    error = refusal(db, SPAWN, attempt, Jsonb({"prompt": "part", "agent": "shell", **wishes}))
+    assert unclear(error, code) == "", wishes
+    assert contents(db) == before
+    return (error.diag.message_primary if error else None) or ""

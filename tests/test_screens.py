@@ -225,7 +225,10 @@ def test_every_reason_of_explain_task_is_tested_here(db: Connection[DictRow]) ->
     patterns: list[str] = re.findall(r"(?:format\(\s*|then |else |return next )'((?:[^']|''){9,})'", source)
     sentences = {pattern.replace("''", "'") for pattern in patterns} - {"There is no task %s.", "10,000 or more"}
     assert len(sentences) > 20
-    files = [Path(__file__).with_name(name) for name in ("test_screens.py", "test_handoffs.py", "test_waits.py")]
+    files = [
+        Path(__file__).with_name(f"test_{name}.py")
+        for name in ("screens", "handoffs", "handoff_chains", "handoff_summaries", "waits", "wait_circles")
+    ]
     tests = re.sub(r'"\s*r?f?"', "", "".join(file.read_text() for file in files)).replace("\\", "")
     for sentence in sentences:
         piece = max(sentence.split("%s"), key=len).strip(" .:")
