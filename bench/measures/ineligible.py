@@ -61,8 +61,8 @@ def _crowd(database: Database, count: int, runner: int) -> None:
         # The runner offers the provider, so only its limit holds the tasks back.
         connection.execute("insert into runner_providers (runner_id, provider) values (%s, 'cooling')", (runner,))
         connection.execute(
-            "insert into provider_limits (provider, window_name, until)"
-            " values ('cooling', 'bench', now() + interval '1 day')"
+            "insert into provider_limits (provider, window_name, state, until)"
+            " values ('cooling', 'bench', 'hot', now() + interval '1 day')"
         )
     with database.connect() as connection:
         connection.execute(
